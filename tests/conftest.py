@@ -1,0 +1,15 @@
+"""Test set-up: eight simulated CPU devices, strict rank promotion, parsed absl flags."""
+
+import os
+
+# Must be set before jax is imported anywhere.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# grain's worker threads read absl flags, which raise unless they have been parsed.
+flags.FLAGS.mark_as_parsed()
