@@ -1,0 +1,257 @@
+"""Saving and restoring: the only file that knows Orbax.
+
+A checkpoint is a directory `workdir/checkpoints/<step>` of four items: `params`,
+`optimizer`, `progress` (step and RNG) and `facts` (JSON: the resolved config, tokenizer,
+preprocessing, versions, and a fingerprint of the arrays). Orbax writes in the background
+into a temporary directory and renames it when complete, so a killed save leaves the
+previous checkpoint as it was.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from rankclip_jax import config
+from rankclip_jax.config import Config
+from rankclip_jax.state import TrainState, fingerprint
+
+DIRECTORY = "checkpoints"
+ASIDE = "checkpoints_corrupt"
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """A state and what was stored with it."""
+
+  state: TrainState
+  facts: Mapping[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one workdir."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    keep_last: int = 1,
+    keep_best: int = 0,
+    best_metric: str = "",
+    read_only: bool = False,
+  ):
+    self._workdir = workdir
+    rate = lambda metrics: metrics[best_metric]
+    keep: list[Any] = [policies.LatestN(keep_last)]
+    if keep_best:
+      keep.append(
+        policies.BestN(
+          get_metric_fn=rate,
+          reverse=False,
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._best_metric = best_metric
+    self._manager = ocp.CheckpointManager(
+      (workdir / DIRECTORY).absolute(),
+      item_names=("params", "optimizer", "progress", "facts"),
+      options=ocp.CheckpointManagerOptions(
+        best_fn=rate if best_metric else None,
+        preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Steps of all complete checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self,
+    state: TrainState,
+    step: int,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float | None] | None = None,
+  ) -> None:
+    """Starts a save; waits only for the copy to host memory and an earlier save.
+
+    Args:
+      state: the state after `step` steps.
+      step: the same number, known to the host.
+      facts: JSON-serialisable.
+      metrics: of an evaluation at this step; only such a checkpoint can be the best.
+    """
+    if step in self._manager.all_steps():
+      return
+    value = (metrics or {}).get(self._best_metric)
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params),
+        optimizer=ocp.args.StandardSave(state.opt_state),
+        progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
+        facts=ocp.args.JsonSave(
+          {**facts, "step": step, "fingerprint": _fingerprints(state)}
+        ),
+      ),
+      metrics=None if value is None else {self._best_metric: value},
+    )
+
+  def restore_newest(
+    self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
+  ) -> Restored | None:
+    """The newest checkpoint that can be read, or None where there is none.
+
+    One that cannot be read is named, moved to `checkpoints_corrupt/` and passed over.
+
+    Args:
+      abstract: shapes, types and shardings to restore into.
+      check: called with the facts before arrays are read; what it raises is final.
+
+    Raises:
+      ValueError: if there are checkpoints and none of them can be read.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        facts = self._facts(step)
+      except Exception as error:
+        self._set_aside(step, error)
+        continue
+      check(facts)
+      try:
+        return self._restore(step, facts, abstract)
+      except Exception as error:
+        self._set_aside(step, error)
+    if steps:
+      raise ValueError(
+        f"None of the checkpoints at steps {steps} of {self._workdir} could be read; "
+        f"they were moved to {ASIDE}/. Start again in another workdir, or bring one back."
+      )
+    return None
+
+  def facts(self, which: str) -> tuple[int, Mapping[str, Any]]:
+    """The step that `which` ("latest", "best" or a number) means, and its facts.
+
+    Raises:
+      ValueError: if there is no such checkpoint.
+    """
+    steps = self.steps()
+    step = {"latest": max(steps, default=None), "best": self._best_step()}.get(
+      which, int(which) if which.isdigit() else None
+    )
+    if step not in steps or step is None:
+      raise ValueError(
+        f"{self._workdir} has no checkpoint {which!r}; there are steps {steps}. Train "
+        "first, or choose one with --config.eval.checkpoint."
+      )
+    return step, self._facts(step)
+
+  def restore_params(self, step: int, abstract_params: Any) -> Any:
+    """The parameters alone, checked against their fingerprint.
+
+    Raises:
+      ValueError: if the checkpoint is damaged.
+    """
+    facts = self._facts(step)
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
+    )
+    if int(fingerprint(restored.params)) != facts["fingerprint"]["params"]:
+      raise ValueError(
+        f"The parameters of checkpoint {step} of {self._workdir} are not those that were "
+        "saved: a file changed on disk. Choose another with --config.eval.checkpoint."
+      )
+    return restored.params
+
+  def wait(self) -> None:
+    """Returns when every save that was started is complete."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes what was started and gives back the threads."""
+    self._manager.close()
+
+  def _facts(self, step: int) -> Mapping[str, Any]:
+    return self._manager.restore(
+      step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+    ).facts
+
+  def _restore(
+    self, step: int, facts: Mapping[str, Any], abstract: TrainState
+  ) -> Restored:
+    items = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(abstract.params),
+        optimizer=ocp.args.StandardRestore(abstract.opt_state),
+        progress=ocp.args.StandardRestore({"step": abstract.step, "rng": abstract.rng}),
+      ),
+    )
+    state = TrainState(
+      step=items.progress["step"],
+      params=items.params,
+      opt_state=items.optimizer,
+      rng=items.progress["rng"],
+    )
+    if _fingerprints(state) != facts["fingerprint"]:
+      raise ValueError("its arrays are not those that were saved")
+    return Restored(state, facts)
+
+  def _best_step(self) -> int | None:
+    return self._manager.best_step() if self._best_metric else None
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    log.warning(
+      "Checkpoint %d cannot be read and is passed over (moved to %s/): %s",
+      step,
+      ASIDE,
+      str(error).split("\n")[0],
+    )
+    if jax.process_index() == 0:
+      aside = self._workdir / ASIDE
+      aside.mkdir(exist_ok=True)
+      taken = len(list(aside.glob(f"{step}*")))
+      (self._workdir / DIRECTORY / str(step)).rename(aside / f"{step}.{taken}")
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"set aside {step}")
+    self._manager.reload()
+
+
+def check_config(
+  facts: Mapping[str, Any], cfg: Config, sections: Sequence[str] = ("",)
+) -> None:
+  """Refuses to go on from a checkpoint of another run.
+
+  Args:
+    facts: of the checkpoint.
+    cfg: of this run.
+    sections: beginnings of the names of the fields that must agree; "" is all fields
+      but those that say where and how often.
+
+  Raises:
+    ValueError: naming every field that differs.
+  """
+  wrong = config.contradictions(facts["config"], cfg)
+  if wrong := [w for w in wrong if w.startswith(tuple(sections))]:
+    raise ValueError(
+      "The workdir holds a checkpoint of another config:\n  "
+      + "\n  ".join(wrong)
+      + "\nGive the same values, or use another --workdir."
+    )
+
+
+def _fingerprints(state: TrainState) -> dict[str, int]:
+  rest = {"optimizer": state.opt_state, "step": state.step, "rng": state.rng}
+  return {"params": int(fingerprint(state.params)), "rest": int(fingerprint(rest))}

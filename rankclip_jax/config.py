@@ -1,0 +1,370 @@
+"""Frozen dataclasses of every setting, and their way from and to a ConfigDict.
+
+`configs/*.py` build a `Config` and return `to_config_dict(config)`, so that flags can
+override single fields; `from_config_dict` turns the result back, once, and refuses what
+it does not know. Nothing below `main`, `train` and `evaluate` sees a `Config`.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import ml_collections
+from ml_collections import config_dict
+
+# Fields with this in their metadata may differ between a checkpoint and the run that
+# resumes it: they change where and how often, not what is computed.
+_FREE = {"resume": "free"}
+
+
+def free(default: Any) -> Any:
+  """A field that a resumed run may change."""
+  return dataclasses.field(default=default, metadata=_FREE)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read. `batch_size` counts examples over all devices of all processes."""
+
+  source: Literal["openmoji"] = "openmoji"
+  batch_size: int = 256
+  holdout: int = 500  # held-out examples of the built-in data set
+  # Share of the picture's area that a random crop keeps; (1, 1) is resize and centre
+  # crop, without augmentation.
+  crop_scale: tuple[float, float] = (1.0, 1.0)
+  num_threads: int = free(2)
+  prefetch: int = free(4)  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A size of `models.two_tower.SIZES`; fields that are None are the size's own."""
+
+  name: str = "ViT-B-32"
+  image_size: int | None = None
+  context_length: int | None = None
+  activation: Literal["gelu", "quick_gelu"] | None = None
+  dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the arithmetic
+  remat: Literal["none", "dots", "full"] = free("none")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """An objective by name (`losses.objective.PRESETS`); None is the preset's own."""
+
+  name: str = "rankclip"
+  cross_modal_weight: float | None = None
+  in_modal_weight: float | None = None
+  ramp: Literal["none", "step", "epoch"] | None = None
+  ramp_slope: float | None = None
+  ramp_ceiling: float | None = None
+  decay: Literal["none", "log"] | None = None
+  top_k: int | None = None
+  ties: Literal["random", "index"] | None = None
+  cyclic_cross_modal_weight: float | None = None
+  cyclic_in_modal_weight: float | None = None
+  initial_scale: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW with warm-up and cosine decay to zero; defaults as in the released code."""
+
+  epochs: int = 64
+  learning_rate: float = 5e-4
+  warmup_fraction: float = 0.1  # of all steps
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  clip_norm: float = 0.0  # of the whole gradient; 0 is off
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices by axis. -1 takes what the other leaves; the batch spreads over both."""
+
+  data: int = free(-1)
+  fsdp: int = free(1)  # parameters and optimizer state are sharded over it
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save (whichever comes first) and what to keep."""
+
+  every_steps: int = free(0)  # 0 is off
+  every_minutes: float = free(10.0)  # 0 is off
+  keep_last: int = free(2)
+  keep_best: int = free(1)
+  best_metric: str = free("zeroshot_retrieval/image_retrieval_recall@1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """When to evaluate; `checkpoint` ("latest", "best" or a step) is for mode=eval."""
+
+  every_epochs: int = free(10)  # and at the end; 0 is only at the end
+  batch_size: int = free(256)  # global; rounded up to the devices
+  checkpoint: str = free("latest")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """How often metrics are written, in steps."""
+
+  every_steps: int = free(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """`compare` names more workdirs, separated by commas, to lay beside this one."""
+
+  compare: str = free("")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+  """Several processes: "auto" lets JAX recognise the cluster."""
+
+  mode: Literal["off", "auto", "explicit"] = free("off")
+  coordinator: str | None = free(None)  # host:port of process 0
+  num_processes: int | None = free(None)
+  process_id: int | None = free(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run."""
+
+  mode: Literal["train", "eval", "report"] = free("train")
+  seed: int = 0
+  data: DataConfig = DataConfig()
+  model: ModelConfig = ModelConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  optim: OptimConfig = OptimConfig()
+  mesh: MeshConfig = MeshConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  eval: EvalConfig = EvalConfig()
+  log: LogConfig = LogConfig()
+  report: ReportConfig = ReportConfig()
+  distributed: DistributedConfig = DistributedConfig()
+
+  def __post_init__(self):
+    _at_least(
+      2,
+      "data.batch_size",
+      self.data.batch_size,
+      "a contrastive or ranking loss compares the pairs of a batch with each other",
+    )
+    _at_least(1, "data.holdout", self.data.holdout, "evaluation needs held-out examples")
+    _at_least(1, "data.num_threads", self.data.num_threads)
+    _at_least(1, "data.prefetch", self.data.prefetch)
+    _at_least(1, "optim.epochs", self.optim.epochs)
+    _at_least(1, "log.every_steps", self.log.every_steps)
+    _at_least(1, "eval.batch_size", self.eval.batch_size)
+    _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
+    low, high = self.data.crop_scale
+    if not 0 < low <= high <= 1:
+      raise ValueError(
+        "data.crop_scale must be two shares with 0 < low <= high <= 1, got "
+        f"{self.data.crop_scale}; (1, 1) switches cropping off."
+      )
+    if not 0 <= self.optim.warmup_fraction < 1:
+      raise ValueError(
+        f"optim.warmup_fraction must lie in [0, 1), got {self.optim.warmup_fraction}."
+      )
+    if (
+      self.eval.checkpoint not in ("latest", "best")
+      and not self.eval.checkpoint.isdigit()
+    ):
+      raise ValueError(
+        'eval.checkpoint must be "latest", "best" or a step, got '
+        f"{self.eval.checkpoint!r}."
+      )
+    given = (self.distributed.coordinator, self.distributed.num_processes)
+    if self.distributed.mode == "explicit" and None in (
+      *given,
+      self.distributed.process_id,
+    ):
+      raise ValueError(
+        'distributed.mode="explicit" needs coordinator, num_processes and process_id, '
+        f"got {self.distributed}."
+      )
+    if self.distributed.mode != "explicit" and given != (None, None):
+      raise ValueError(
+        "distributed.coordinator and num_processes are read only with "
+        f'distributed.mode="explicit", got mode={self.distributed.mode!r}.'
+      )
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+  """The dataclass as a locked ConfigDict in which a None field keeps its type."""
+  hints = typing.get_type_hints(type(config))
+  out = ml_collections.ConfigDict()
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      out[field.name] = to_config_dict(value)
+    elif type(None) in typing.get_args(hints[field.name]):
+      out[field.name] = config_dict.FieldReference(
+        value, field_type=_plain_type(hints[field.name])
+      )
+    else:
+      out[field.name] = value
+  return out.lock()
+
+
+def from_config_dict(
+  values: Mapping[str, Any], cls: type = Config, prefix: str = ""
+) -> Any:
+  """The frozen dataclass of `values`.
+
+  Raises:
+    ValueError: for a key that `cls` does not have (with the nearest one that it has), a
+      value of another type or outside its choices, and contradictory settings.
+  """
+  hints = typing.get_type_hints(cls)
+  out = {}
+  for key in values:
+    value = values[key]
+    if key not in hints:
+      raise ValueError(_unknown(f"{prefix}{key}"))
+    if dataclasses.is_dataclass(hints[key]):
+      value = from_config_dict(value, hints[key], f"{prefix}{key}.")
+    else:
+      value = _checked(f"{prefix}{key}", value, hints[key])
+    out[key] = value
+  return cls(**out)
+
+
+def check_flag_names(argv: Sequence[str]) -> None:
+  """Refuses `--config.field` flags that name no field, before anything parses them."""
+  for arg in argv:
+    match = re.match(r"--?(?:no)?config\.([^=\s]+)", arg)
+    if match and match[1] not in _field_names():
+      raise ValueError(_unknown(match[1]))
+
+
+def variants(arg: str | None, **axes: Sequence[str]) -> dict[str, str | None]:
+  """Parses what follows the colon of `--config=configs/x.py:a,b`.
+
+  Every word must be a choice of exactly one axis, at most one word an axis; an axis
+  that is not mentioned is None.
+
+  Raises:
+    ValueError: for an unknown word, with the nearest choice, and for a second word of
+      one axis.
+  """
+  chosen: dict[str, str | None] = dict.fromkeys(axes)
+  for word in (arg or "").split(",") if arg else ():
+    axis = next((a for a, choices in axes.items() if word in choices), None)
+    if axis is None:
+      known = [c for choices in axes.values() for c in choices]
+      raise ValueError(
+        f"Unknown variant {word!r}; there are {', '.join(known)}.{_nearest(word, known)}"
+      )
+    if chosen[axis] is not None:
+      raise ValueError(
+        f"Variants {chosen[axis]!r} and {word!r} both choose the {axis}; give one."
+      )
+    chosen[axis] = word
+  return chosen
+
+
+def to_json(config: Config) -> str:
+  """The resolved config as indented JSON."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def contradictions(saved: Mapping[str, Any], config: Config) -> list[str]:
+  """What a resumed run may not change, and does: `field: checkpoint has x, config y`."""
+  now = dict(_leaves(dataclasses.asdict(config)))
+  then = dict(_leaves(saved))
+  return [
+    f"{name}: the checkpoint has {then.get(name)!r}, the config {now[name]!r}"
+    for name in _field_names(free=False)
+    if json.dumps(then.get(name)) != json.dumps(now[name])
+  ]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _field_names(cls: type = Config, prefix: str = "", *, free: bool = True) -> list[str]:
+  """Dotted names of all fields; with free=False, of those a resumed run must keep."""
+  names = []
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(field.type):
+      names += _field_names(
+        typing.cast(type, field.type), f"{prefix}{field.name}.", free=free
+      )
+    elif free or field.metadata != _FREE:
+      names.append(f"{prefix}{field.name}")
+  return names
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+  """`value` as `hint` wants it: an int may stand for a float, a list for a tuple."""
+  union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+  options = typing.get_args(hint) if union else (hint,)
+  if value is None and type(None) in options:
+    return None
+  option = next(o for o in options if o is not type(None))
+  if typing.get_origin(option) is Literal:
+    choices = typing.get_args(option)
+    if value not in choices:
+      raise ValueError(
+        f"config.{name} must be one of {', '.join(choices)}, got {value!r}."
+        f"{_nearest(value, choices)}"
+      )
+    return value
+  if typing.get_origin(option) is tuple:
+    inner = typing.get_args(option)
+    if not isinstance(value, list | tuple) or len(value) != len(inner):
+      raise ValueError(f"config.{name} must be {len(inner)} values, got {value!r}.")
+    return tuple(_checked(name, v, h) for v, h in zip(value, inner, strict=True))
+  if option is float and type(value) is int:
+    return float(value)
+  if type(value) is not option:
+    raise ValueError(
+      f"config.{name} must be of type {option.__name__}, got {value!r} "
+      f"({type(value).__name__})."
+    )
+  return value
+
+
+def _plain_type(hint: Any) -> type:
+  option = next(o for o in typing.get_args(hint) if o is not type(None))
+  return str if typing.get_origin(option) is Literal else option
+
+
+def _unknown(name: str) -> str:
+  """Names the fields of the same last name, else the one that is spelled most alike."""
+  tail = name.rsplit(".", 1)[-1]
+  names = _field_names()
+  same = [n for n in names if n.rsplit(".", 1)[-1] == tail]
+  hint = f" Did you mean {' or '.join(same)}?" if same else _nearest(name, names)
+  return f"There is no config.{name}.{hint}"
+
+
+def _nearest(word: Any, choices: Sequence[str]) -> str:
+  """ " Did you mean x?" if one of `choices` is close to `word`."""
+  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
+  return f" Did you mean {close[0]}?" if close else ""
+
+
+def _at_least(least: int, name: str, value: int, why: str = "") -> None:
+  if value < least:
+    raise ValueError(
+      f"{name} must be at least {least}, got {value}" + (f": {why}." if why else ".")
+    )

@@ -1,0 +1,154 @@
+"""Image preprocessing on the host: uint8 in, uint8 out, by Pillow.
+
+Pillow's antialiased bicubic is what CLIP's published numbers were measured with.
+Normalisation by mean and standard deviation is left to the device, so that a batch
+travels there as bytes.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+# Per-channel statistics of OpenAI's training images on the scale [0, 1], as in
+# https://github.com/openai/CLIP/blob/main/clip/clip.py (`_transform`).
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Aspect ratios of `random_resized_crop`, torchvision's defaults, and its patience.
+_MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3
+_CROP_ATTEMPTS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """How pictures reach the model.
+
+  Attributes:
+    image_size: height and width in pixels.
+    augment_scale: the area fractions of `random_resized_crop` in training; None trains
+      on what evaluation sees.
+    mean: per-channel mean on the scale [0, 1].
+    std: per-channel standard deviation on the scale [0, 1].
+  """
+
+  image_size: int
+  augment_scale: tuple[float, float] | None = None
+  mean: tuple[float, float, float] = OPENAI_CLIP_MEAN
+  std: tuple[float, float, float] = OPENAI_CLIP_STD
+
+  def facts(self) -> dict[str, object]:
+    """Returns what a checkpoint must record, in JSON types and open_clip's words."""
+    return {
+      "image_size": self.image_size,
+      "mean": list(self.mean),
+      "std": list(self.std),
+      "interpolation": "bicubic",
+      "resize_mode": "shortest",
+      "augment_scale": self.augment_scale and list(self.augment_scale),
+    }
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+  """Returns a Pillow image of any mode as uint8 [height, width, 3].
+
+  Follows open_clip, which calls `convert("RGB")`: alpha is dropped, not blended, so the
+  colours stored under transparent pixels show; CMYK is converted without a profile.
+  One exception: 16-bit greys, which Pillow clips to white above 255, keep their high
+  byte.
+
+  Raises:
+    ValueError: if the pixels have no agreed range (floats, or integers over 16 bits).
+  """
+  if image.mode.startswith("I"):
+    grey = np.asarray(image)
+    if grey.size and (grey.min() < 0 or grey.max() > 0xFFFF):
+      raise ValueError(
+        f"greys of mode {image.mode} must lie in [0, 65535], got"
+        f" [{grey.min()}, {grey.max()}]: scale them before training"
+      )
+    image = Image.fromarray((grey >> 8).astype(np.uint8))
+  elif image.mode == "F":
+    raise ValueError('images of mode "F" have no agreed range: scale them to uint8')
+  elif "transparency" in image.info:
+    # The same colours as convert("RGB"), without Pillow's warning about palettes.
+    image = image.convert("RGBA")
+  return np.asarray(image.convert("RGB"))
+
+
+def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+  """Scales the short side to `size` and cuts the centre square out.
+
+  The reference preprocessing of CLIP: torchvision's `Resize` (antialiased bicubic; the
+  long side is rounded down) and `CenterCrop` (the offset is rounded half to even).
+
+  Args:
+    image: uint8 [height, width, 3].
+    size: height and width of the result in pixels.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  height, width = image.shape[:2]
+  short = min(height, width)
+  height, width = size * height // short, size * width // short
+  top, left = round((height - size) / 2), round((width - size) / 2)
+  resized = _resize(image, height, width)
+  return resized[top : top + size, left : left + size]
+
+
+def random_resized_crop(
+  image: np.ndarray,
+  size: int,
+  rng: np.random.Generator,
+  scale: tuple[float, float],
+) -> np.ndarray:
+  """Cuts a random rectangle out and scales it to a square.
+
+  Torchvision's `RandomResizedCrop`: the area is uniform in `scale`, the logarithm of
+  the aspect ratio uniform between 3/4 and 4/3.
+
+  Args:
+    image: uint8 [height, width, 3].
+    size: height and width of the result in pixels.
+    rng: decides the rectangle.
+    scale: smallest and largest area as fractions of the image's.
+
+  Returns:
+    uint8 [size, size, 3].
+
+  Raises:
+    ValueError: unless 0 < scale[0] <= scale[1] <= 1.
+  """
+  if not 0 < scale[0] <= scale[1] <= 1:
+    raise ValueError(
+      f"scale must be two increasing area fractions in (0, 1], got {scale}"
+    )
+  top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale)
+  return _resize(image[top : top + height, left : left + width], size, size)
+
+
+def _random_box(
+  height: int, width: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+  """Returns top, left, height and width of a random crop."""
+  for _ in range(_CROP_ATTEMPTS):
+    area = height * width * rng.uniform(*scale)
+    ratio = math.exp(rng.uniform(math.log(_MIN_RATIO), math.log(_MAX_RATIO)))
+    crop_width = round(math.sqrt(area * ratio))
+    crop_height = round(math.sqrt(area / ratio))
+    if 0 < crop_width <= width and 0 < crop_height <= height:
+      top = int(rng.integers(height - crop_height + 1))
+      left = int(rng.integers(width - crop_width + 1))
+      return top, left, crop_height, crop_width
+  # No luck, as with very long images: the largest central crop of an allowed ratio.
+  crop_width = min(width, round(height * _MAX_RATIO))
+  crop_height = min(height, round(width / _MIN_RATIO))
+  top, left = (height - crop_height) // 2, (width - crop_width) // 2
+  return top, left, crop_height, crop_width
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  picture = Image.fromarray(image)
+  return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,54 @@
+"""Where a run ran: versions, devices, commit."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def describe() -> dict[str, object]:
+  """Flat facts about this process, its devices and its code."""
+  devices = jax.devices()
+  return {
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    "platform": devices[0].platform,
+    "device_kind": devices[0].device_kind,
+    "devices": len(devices),
+    "processes": jax.process_count(),
+    "host": f"{platform.system()} {platform.machine()}",
+    "commit": _commit(),
+  }
+
+
+def write_once(workdir: pathlib.Path, name: str, text: str) -> None:
+  """Writes a file that later runs in the same workdir leave alone."""
+  path = workdir / name
+  if not path.exists():
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def to_json() -> str:
+  """`describe` as indented JSON."""
+  return json.dumps(describe(), indent=2) + "\n"
+
+
+def _commit() -> str | None:
+  """The git commit of this code with "+" if files differ from it; None without git."""
+  git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+  try:
+    ask = lambda *words: subprocess.run(
+      [*git, *words], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+    return ask("rev-parse", "--short=12", "HEAD") + (
+      "+" if ask("status", "--porcelain", "--untracked-files=no") else ""
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None

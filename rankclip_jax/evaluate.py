@@ -1,0 +1,271 @@
+"""Embeds a held-out split on all devices, and runs every evaluation on the result."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rankclip_jax import checkpoint, plan, sharding
+from rankclip_jax.config import Config
+from rankclip_jax.data import openmoji_labels, pipeline, transforms
+from rankclip_jax.data.openmoji import OpenMoji
+from rankclip_jax.data.source import Source
+from rankclip_jax.data.tokenizer import Tokenizer
+from rankclip_jax.evals import geometry, results, retrieval, zero_shot
+from rankclip_jax.models import two_tower
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+  """Held-out examples with a name, and the label sets that classify them."""
+
+  name: str
+  source: Source
+  label_sets: Sequence[openmoji_labels.LabelSet] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The metrics of one data set and task, by CLIP_benchmark's names."""
+
+  dataset: str
+  task: str
+  metrics: Mapping[str, float | None]
+  extras: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """All results, and the embeddings they were computed from."""
+
+  results: Sequence[Result]
+  embeddings: Mapping[str, np.ndarray]
+
+  def flat(self) -> dict[str, float | None]:
+    """Every metric as `dataset/task/metric`."""
+    return {
+      f"{r.dataset}/{r.task}/{name}": value
+      for r in self.results
+      for name, value in r.metrics.items()
+    }
+
+
+class Evaluator:
+  """Compiled once, called with parameters as often as wanted.
+
+  Args:
+    graph: of the model, see `two_tower.abstract`.
+    mesh: over which batches are spread; its axes are `sharding.BATCH_AXES`.
+    batch_size: global; rounded up to a multiple of the devices and padded.
+  """
+
+  def __init__(
+    self,
+    graph: nnx.GraphDef,
+    mesh: Mesh,
+    eval_set: EvalSet,
+    tokenizer: Tokenizer,
+    *,
+    image_size: int,
+    batch_size: int,
+  ):
+    self._mesh = mesh
+    self._set = eval_set
+    self._tokenizer = tokenizer
+    self._image_size = image_size
+    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    everywhere = sharding.replicated(mesh)
+
+    def encoder(tower: str) -> Callable:
+      def encode(params, rows):
+        encode_rows = getattr(nnx.merge(graph, params), tower)
+        return encode_rows(rows["input"]), rows["index"], rows["mask"]
+
+      return jax.jit(encode, out_shardings=everywhere)
+
+    self._encode_image = encoder("encode_image")
+    self._encode_text = encoder("encode_text")
+
+  def __call__(self, params: Any) -> Evaluation:
+    """Embeds every held-out picture and caption once and measures."""
+    examples = [self._set.source[i] for i in range(len(self._set.source))]
+    captions = [c for e in examples for c in e.captions]
+    owner = np.repeat(np.arange(len(examples)), [len(e.captions) for e in examples])
+    image = self.embed_images(params, [e.image for e in examples])
+    text = self.embed_texts(params, captions)
+    first = np.unique(owner, return_index=True)[1]  # each picture's main caption
+
+    found = [
+      Result(
+        self._set.name,
+        "zeroshot_retrieval",
+        retrieval.evaluate(image, text, owner),
+        {"images": len(examples), "captions": len(captions)},
+      ),
+      Result(
+        self._set.name,
+        "zeroshot_retrieval_main_caption",
+        retrieval.evaluate(image, text[first], np.arange(len(examples))),
+        {"images": len(examples), "captions": len(examples)},
+      ),
+      *self._classify(params, [e.key for e in examples], image),
+      Result(
+        self._set.name,
+        "geometry",
+        geometry.evaluate(image, text[first]),
+        {"pairs": len(examples), "captions": "each picture's first"},
+      ),
+    ]
+    embeddings = {
+      "image": image,
+      "text": text,
+      "image_of_text": owner.astype(np.int32),
+      "captions": np.array(captions),
+      "keys": np.array([e.key for e in examples]),
+      "thumbnails": np.stack(
+        [transforms.resize_center_crop(e.image, self._image_size) for e in examples]
+      ),
+    }
+    return Evaluation(found, embeddings)
+
+  def embed_images(self, params: Any, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeddings [images, dim] of uint8 pictures of any size, in their order."""
+
+    def load(index: int) -> np.ndarray:
+      return transforms.resize_center_crop(images[index], self._image_size)
+
+    return self._embed(self._encode_image, params, len(images), load)
+
+  def embed_texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings [texts, dim] of captions, in their order."""
+    tokens = self._tokenizer(texts)
+    return self._embed(self._encode_text, params, len(texts), tokens.__getitem__)
+
+  def _classify(
+    self, params: Any, keys: Sequence[str], image: np.ndarray
+  ) -> list[Result]:
+    found = []
+    for label_set in self._set.label_sets:
+      labels = openmoji_labels.labels_for(label_set, keys)
+      member = labels >= 0
+      weights = zero_shot.classifier(
+        lambda texts: self.embed_texts(params, texts),
+        label_set.classes,
+        label_set.templates,
+      )
+      metrics = zero_shot.evaluate(image[member], labels[member], weights)
+      counts = np.bincount(labels[member], minlength=len(label_set.classes))
+      extras = {
+        "images": int(member.sum()),
+        "classes": dict(zip(label_set.classes, counts.tolist(), strict=True)),
+        "templates": list(label_set.templates),
+      }
+      name = f"{self._set.name}/{label_set.name}"
+      found.append(Result(name, "zeroshot_classification", metrics, extras))
+    return found
+
+  def _embed(
+    self, encode: Callable, params: Any, count: int, load: Callable[[int], np.ndarray]
+  ) -> np.ndarray:
+    out, times = None, np.zeros(count, np.int64)
+    batches = pipeline.eval_batches(
+      count,
+      batch_size=self._batch_size,
+      load=lambda i: {"input": load(i)},
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    for batch in batches:
+      rows = global_batch(batch, self._mesh)
+      embedded, index, mask = jax.device_get(encode(params, rows))
+      out = np.zeros((count, embedded.shape[1]), np.float32) if out is None else out
+      out[index[mask]] = embedded[mask]
+      np.add.at(times, index[mask], 1)
+    if out is None or not np.all(times == 1):
+      raise RuntimeError(
+        f"Of {count} examples {np.sum(times == 0)} were never embedded and "
+        f"{np.sum(times > 1)} more than once; this is a bug of the evaluation."
+      )
+    return out
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Rows of this process as its part of arrays that are spread over all devices."""
+  spread = sharding.over_batch(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(spread, rows)
+    for name, rows in batch.items()
+  }
+
+
+def held_out(config: Config) -> EvalSet:
+  """The evaluation split of the configured data."""
+  source = OpenMoji("test", holdout=config.data.holdout)
+  return EvalSet(config.data.source, source, openmoji_labels.label_sets())
+
+
+def save(
+  evaluation: Evaluation, workdir: pathlib.Path, config: Config, step: int
+) -> None:
+  """Writes one JSON a data set and task, and the embeddings for the report."""
+  directory = workdir / "results"
+  for r in evaluation.results:
+    results.write(
+      directory,
+      dataset=r.dataset,
+      task=r.task,
+      metrics=r.metrics,
+      model=config.model.name,
+      pretrained=workdir.name,
+      extras={**r.extras, "objective": config.objective.name, "step": step},
+    )
+  path = directory / f"{config.data.source}_embeddings.npz"
+  temporary = path.with_suffix(".tmp.npz")
+  np.savez_compressed(temporary, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
+  temporary.replace(path)
+
+
+def run(config: Config, workdir: pathlib.Path) -> Evaluation:
+  """Evaluates a checkpoint of `workdir` (`--config.mode=eval`) and writes its results.
+
+  Raises:
+    ValueError: if there is no such checkpoint, or it is of another model.
+  """
+  if not (workdir / checkpoint.DIRECTORY).is_dir():
+    raise ValueError(f"{workdir} has no checkpoints; train first (--config.mode=train).")
+  saved = checkpoint.Checkpoints(
+    workdir, best_metric=config.checkpoint.best_metric, read_only=True
+  )
+  step, facts = saved.facts(config.eval.checkpoint)
+  checkpoint.check_config(facts, config, ("model.", "data.", "objective."))
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  size = plan.size_of(config)
+  graph, shapes = two_tower.abstract(size, with_bias=facts["logit_bias"])
+  shardings = sharding.of_tree(shapes, mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  params = saved.restore_params(step, abstract)
+  saved.close()
+  tokenizer = Tokenizer(size.context_length)
+  evaluator = Evaluator(
+    graph,
+    mesh,
+    held_out(config),
+    tokenizer,
+    image_size=size.image_size,
+    batch_size=config.eval.batch_size,
+  )
+  evaluation = evaluator(params)
+  if jax.process_index() == 0:
+    save(evaluation, workdir, config, step)
+  log.info("Evaluated step %d of %s.", step, workdir)
+  return evaluation

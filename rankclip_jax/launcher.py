@@ -1,0 +1,97 @@
+"""Starts the processes' side of a run: distribution, workdir, and one of three modes."""
+
+import logging
+import pathlib
+import sys
+
+import absl.logging
+import jax
+
+from rankclip_jax import config, environment, evaluate, report, train
+from rankclip_jax.config import Config, DistributedConfig
+from rankclip_jax.evals import results
+
+# sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
+EXIT_STOPPED = 75
+
+_HEADLINES = {
+  "zeroshot_retrieval": (
+    "image_retrieval_recall@1",
+    "image_retrieval_recall@5",
+    "text_retrieval_recall@1",
+    "text_retrieval_recall@5",
+  ),
+  "zeroshot_retrieval_main_caption": (
+    "image_retrieval_recall@1",
+    "text_retrieval_recall@1",
+  ),
+  "zeroshot_classification": ("acc1", "mean_per_class_recall"),
+  "geometry": (
+    "rank_consistency_cross_modal_kendall_tau",
+    "rank_consistency_in_modal_kendall_tau",
+  ),
+}
+
+
+def run(cfg: Config, workdir: pathlib.Path) -> int:
+  """Trains, evaluates or reports; returns the exit code of the process.
+
+  Raises:
+    ValueError: with what to do next, if something does not fit.
+  """
+  logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+  logging.getLogger("rankclip_jax").setLevel(logging.INFO)
+  absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
+  _join_processes(cfg.distributed)
+  if cfg.mode == "train":
+    _prepare(workdir, cfg)
+    if not train.run(cfg, workdir):
+      return EXIT_STOPPED
+  elif not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
+  elif cfg.mode == "eval":
+    evaluate.run(cfg, workdir)
+  if jax.process_index() == 0:
+    others = [pathlib.Path(w) for w in cfg.report.compare.split(",") if w]
+    page = report.build([workdir, *others], workdir / "report")
+    print(summary(workdir))
+    print(f"Report: {page}")
+  return 0
+
+
+def summary(workdir: pathlib.Path) -> str:
+  """The numbers one asks for first, from the results on disk."""
+  lines = []
+  for result in results.read_all(workdir / "results"):
+    shown = _HEADLINES.get(result["task"], ())
+    values = [(name, result["metrics"].get(name)) for name in shown]
+    numbers = "  ".join(f"{n} {v:.3f}" for n, v in values if v is not None)
+    if numbers:
+      lines.append(f"{result['dataset']} {result['task']}: {numbers}")
+  return "\n".join(lines)
+
+
+def _join_processes(settings: DistributedConfig) -> None:
+  if settings.mode == "auto":
+    jax.distributed.initialize()
+  elif settings.mode == "explicit":
+    jax.distributed.initialize(
+      settings.coordinator, settings.num_processes, settings.process_id
+    )
+
+
+def _prepare(workdir: pathlib.Path, cfg: Config) -> None:
+  """Makes the workdir, tries to write to it, and notes what runs and where, once."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    trial = workdir / f".writable.{jax.process_index()}"
+    trial.write_text("")
+    trial.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"--workdir={workdir} cannot be written to ({error.strerror}); choose a folder of "
+      "yours."
+    ) from error
+  if jax.process_index() == 0:
+    environment.write_once(workdir, "config.json", config.to_json(cfg))
+    environment.write_once(workdir, "environment.json", environment.to_json())

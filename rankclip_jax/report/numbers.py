@@ -1,0 +1,136 @@
+"""The results: the headline numbers as cards, and every metric in one table."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from rankclip_jax.report import markup
+from rankclip_jax.report.run import Run
+
+# The metrics one asks for first, in the words of a reader.
+HEADLINES: Mapping[str, str] = {
+  "image_retrieval_recall@1": "Text → image recall@1",
+  "text_retrieval_recall@1": "Image → text recall@1",
+  "image_retrieval_recall@10": "Text → image recall@10",
+  "text_retrieval_recall@10": "Image → text recall@10",
+  "acc1": "Zero-shot top-1",
+  "rank_consistency_cross_modal_kendall_tau": "Cross-modal rank agreement τ",
+  "rank_consistency_in_modal_kendall_tau": "In-modal rank agreement τ",
+  "modality_gap": "Modality gap",
+}
+_MOST_CARDS = 12
+# The data set whose held-out embeddings a workdir holds: its size is known.
+_EMBEDDED_DATASET = "openmoji"
+
+# (data set, task, metric)
+_Key = tuple[str, str, str]
+
+
+def headline(runs: Sequence[Run]) -> str:
+  """The section of headline numbers: a card a metric, a line a run."""
+  by_run = [_by_metric(run) for run in runs]
+  keys = _keys(by_run)
+  chosen = [key for metric in HEADLINES for key in keys if key[2] == metric]
+  cards = "".join(_card(runs, by_run, key) for key in chosen[:_MOST_CARDS])
+  missing = "".join(markup.absent(run, "results") for run in runs)
+  css = "cards single" if len(runs) == 1 else "cards"
+  body = f'{missing}<div class="{css}">{cards}</div>'
+  return markup.section("headline", "Headline numbers", "", body)
+
+
+def _card(
+  runs: Sequence[Run], by_run: Sequence[Mapping[_Key, float | None]], key: _Key
+) -> str:
+  dataset, _, metric = key
+  values = [results.get(key) for results in by_run]
+  lines = "".join(
+    f'<p class="value">{markup.run_label(runs, place) if len(runs) > 1 else ""}'
+    f"<b>{markup.metric_value(metric, value, digits=1)}</b></p>"
+    for place, value in enumerate(values)
+  )
+  if len(runs) == 2:
+    difference = markup.metric_difference(metric, *values, digits=1)
+    lines += f'<p class="value change"><span>difference</span><b>{difference}</b></p>'
+  below = " · ".join(filter(None, [markup.escape(dataset), _chance(runs, key)]))
+  return (
+    f'<div class="card"><h3>{markup.escape(HEADLINES[metric])}</h3>{lines}'
+    f"<small>{below}</small></div>\n"
+  )
+
+
+def _chance(runs: Sequence[Run], key: _Key) -> str:
+  """What random embeddings would score, where the number of items is known."""
+  dataset, _, metric = key
+  sizes = {len(run.embeddings.keys) for run in runs if run.embeddings}
+  if dataset != _EMBEDDED_DATASET or len(sizes) != 1:
+    return ""
+  if not metric.endswith("_retrieval_recall@1"):
+    return ""
+  return f"chance {100 / sizes.pop():.2g} %"
+
+
+def results_table(runs: Sequence[Run]) -> str:
+  """The section with every metric: a row a metric, a column a run; "" without any."""
+  by_run = [_by_metric(run) for run in runs]
+  two = len(runs) == 2
+  heads = [markup.run_label(runs, place) for place in range(len(runs))]
+  if two:
+    heads.append("difference")
+  columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
+  body, group = [], None
+  for key in _keys(by_run):
+    if key[:2] != group:
+      group = key[:2]
+      title = " · ".join(map(markup.escape, group))
+      body.append(f'<tr class="group"><th colspan="{len(heads) + 1}">{title}</th></tr>\n')
+    body.append(_row(key, [results.get(key) for results in by_run], two))
+  table = (
+    f'<div class="wide"><table class="results"><thead><tr><td></td>{columns}</tr>'
+    f"</thead><tbody>\n{''.join(body)}</tbody></table></div>"
+  )
+  return markup.section("results", "All results", _lead(runs), table) if body else ""
+
+
+def _row(key: _Key, values: Sequence[float | None], two: bool) -> str:
+  metric = key[2]
+  cells = [markup.metric_value(metric, value) for value in values]
+  if two:
+    cells.append(markup.metric_difference(metric, *values))
+  row = "".join(f"<td>{cell}</td>" for cell in cells)
+  # A narrow screen may break the long names of metrics behind an underscore.
+  name = markup.escape(metric).replace("_", "_<wbr />")
+  return f'<tr><th scope="row">{name}</th>{row}</tr>\n'
+
+
+def _lead(runs: Sequence[Run]) -> str:
+  lead = f"“{markup.NOTHING}”: not measured in this run, or undefined."
+  if len(runs) == 2:
+    lead += (
+      f" The difference is {markup.run_label(runs, 1)} minus"
+      f" {markup.run_label(runs, 0)}; pp: percentage points."
+    )
+  sizes = {len(run.embeddings.keys) for run in runs if run.embeddings}
+  if len(sizes) == 1:
+    size = sizes.pop()
+    lead += (
+      f" With {size} held-out pictures, a recall near 50 % has a standard error of"
+      f" {100 * math.sqrt(0.25 / size):.1f} pp."
+    )
+  return lead
+
+
+def _by_metric(run: Run) -> dict[_Key, float | None]:
+  return {
+    (result.dataset, result.task, metric): value
+    for result in run.results
+    for metric, value in result.metrics.items()
+  }
+
+
+def _keys(by_run: Sequence[Mapping[_Key, float | None]]) -> list[_Key]:
+  """Every metric of any run, by data set and task, as first met within a task."""
+
+  def first_met() -> Iterator[_Key]:
+    for results in by_run:
+      yield from results
+
+  return sorted(dict.fromkeys(first_met()), key=lambda key: key[:2])

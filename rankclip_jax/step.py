@@ -1,0 +1,131 @@
+"""One step of training as a pure function, and the same compiled for a mesh."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PRNGKeyArray
+
+from rankclip_jax import sharding
+from rankclip_jax.losses import objective as objectives
+from rankclip_jax.models import two_tower
+from rankclip_jax.plan import Plan
+from rankclip_jax.state import TrainState, abstract
+
+
+def global_loss(
+  objective: objectives.Objective,
+  mesh: Mesh,
+  image: Array,
+  text: Array,
+  *,
+  log_scale: Array,
+  bias: Array | None,
+  rank_weight: Array,
+  tie_key: PRNGKeyArray,
+) -> tuple[Array, dict[str, Array]]:
+  """`objective.evaluate` over embeddings [batch, dim] spread over the mesh.
+
+  Every device gathers the embeddings once, with their gradient, and computes the rows
+  of the similarity matrices that belong to its own examples.
+  """
+  rows, whole = P(sharding.BATCH_AXES), P()
+
+  def local(image, text, log_scale, bias, rank_weight, tie_key):
+    return objectives.evaluate(
+      objective,
+      image,
+      text,
+      log_scale=log_scale,
+      bias=bias,
+      rank_weight=rank_weight,
+      tie_key=tie_key,
+      axis_name=sharding.BATCH_AXES,
+    )
+
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(rows, rows, *(whole,) * 4), out_specs=(whole, whole)
+  )(image, text, log_scale, bias, rank_weight, tie_key)
+
+
+def train_step(
+  state: TrainState,
+  batch: Mapping[str, Array],
+  *,
+  graph: nnx.GraphDef,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
+  mesh: Mesh,
+  num_steps: int,
+  epoch_steps: int,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One step of gradient descent on one global batch.
+
+  Args:
+    state: before the step.
+    batch: "image" uint8 [batch, size, size, 3] and "tokens" int32 [batch, length].
+
+  Returns:
+    The state after the step, and the step's metrics by name.
+  """
+  rank_weight = objectives.rank_weight(
+    objective, state.step, num_steps=num_steps, epoch_steps=epoch_steps
+  )
+  tie_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+  def loss_of(params):
+    model = nnx.merge(graph, params)
+    return global_loss(
+      objective,
+      mesh,
+      model.encode_image(batch["image"]),
+      model.encode_text(batch["tokens"]),
+      log_scale=params["logit_scale"],
+      bias=params.get("logit_bias"),
+      rank_weight=rank_weight,
+      tie_key=tie_key,
+    )
+
+  (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params: Any = optax.apply_updates(state.params, updates)
+  params["logit_scale"] = jnp.clip(params["logit_scale"], *objective.log_scale_range)
+  numbers = {
+    "train/loss": loss,
+    **{f"train/{name}": value for name, value in terms.items()},
+    "lr": jnp.asarray(learning_rate(state.step)),
+    "logit_scale": jnp.exp(state.params["logit_scale"]),
+    "grad_norm": optax.tree.norm(grads),
+  }
+  after = TrainState(state.step + 1, params, opt_state, state.rng)
+  return after, numbers
+
+
+def compile_step(p: Plan) -> Callable[[TrainState, Mapping[str, Array]], Any]:
+  """`train_step` for a plan: jitted, sharded, and the old state's memory given back."""
+  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.initial_bias is not None)
+  shapes = abstract(p.size, p.objective, p.optimizer, p.mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  step = functools.partial(
+    train_step,
+    graph=graph,
+    objective=p.objective,
+    optimizer=p.optimizer,
+    learning_rate=p.learning_rate,
+    mesh=p.mesh,
+    num_steps=p.num_steps,
+    epoch_steps=p.epoch_steps,
+  )
+  return jax.jit(
+    step,
+    in_shardings=(shardings, sharding.over_batch(p.mesh)),
+    out_shardings=(shardings, sharding.replicated(p.mesh)),
+    donate_argnums=0,
+  )

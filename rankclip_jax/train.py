@@ -1,0 +1,290 @@
+"""The training loop: evaluate, save, next batch, step.
+
+The step (`step.train_step`) is jitted once; its numbers are read one step late, so that
+the host never waits for the device.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from rankclip_jax import checkpoint, evaluate, metrics
+from rankclip_jax import plan as plans
+from rankclip_jax import state as states
+from rankclip_jax.config import Config
+from rankclip_jax.models import two_tower
+from rankclip_jax.progress import TrainingProgress
+from rankclip_jax.state import TrainState
+from rankclip_jax.step import compile_step
+
+# With several processes, how often they agree on whether to stop or to save by the clock.
+_STEPS_BETWEEN_AGREEMENTS = 10
+
+
+class NonFiniteError(ArithmeticError):
+  """A loss or a gradient became infinite or NaN."""
+
+
+class StopSignal:
+  """SIGTERM and SIGINT, remembered until the loop asks. Use as a context."""
+
+  def __init__(self):
+    self.received = False
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> "StopSignal":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._remember)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _remember(self, number, frame) -> None:
+    del frame
+    if self.received and number == signal.SIGINT:
+      raise KeyboardInterrupt  # a second Ctrl-C means now
+    self.received = True
+
+
+class Pending:
+  """The numbers of the step that is still running, and what to do once they are here."""
+
+  def __init__(
+    self, workdir: pathlib.Path, writer: metrics.MetricsLog | None, every_steps: int
+  ):
+    self._workdir, self._writer, self._every = workdir, writer, every_steps
+    self._step = 0
+    self._ids: np.ndarray | None = None
+    self._numbers: Mapping[str, Array] = {}
+    self._host: Mapping[str, float] = {}
+    self._batch_size = 0
+    self._last_read = time.perf_counter()
+
+  def push(self, step, numbers, *, ids, batch_size, data_wait_seconds) -> None:
+    """Holds the numbers after `step` steps until the next `read`."""
+    self._step, self._numbers, self._ids = step, numbers, ids
+    self._batch_size = batch_size
+    self._host = {"data_wait_seconds": data_wait_seconds}
+
+  def read(self) -> tuple[int, dict[str, float]] | None:
+    """Waits for the pending numbers, writes them, and returns step and numbers.
+
+    Raises:
+      NonFiniteError: if the loss or the gradient is not finite; the example ids of the
+        batch are in the message and in `workdir/nonfinite.json`.
+    """
+    if not self._numbers:
+      return None
+    values = {k: float(v) for k, v in jax.device_get(self._numbers).items()}
+    now = time.perf_counter()
+    seconds, self._last_read = now - self._last_read, now
+    self._numbers = {}
+    if not math.isfinite(values["train/loss"]) or not math.isfinite(values["grad_norm"]):
+      self._refuse(values)
+    values |= {**self._host, "step_seconds": seconds}
+    values["examples_per_second"] = self._batch_size / seconds
+    values["examples_per_second_per_device"] = (
+      values["examples_per_second"] / jax.device_count()
+    )
+    if self._writer and self._step % self._every == 0:
+      self._writer.write(self._step, values)
+    return self._step, values
+
+  def restart_clock(self) -> None:
+    """Keeps time spent outside of steps out of the next step's seconds."""
+    self._last_read = time.perf_counter()
+
+  def _refuse(self, values: Mapping[str, float]) -> None:
+    ids = [] if self._ids is None else self._ids.tolist()
+    bad = {k: str(v) for k, v in values.items() if not math.isfinite(v)}
+    path = self._workdir / f"nonfinite.{jax.process_index()}.json"
+    path.write_text(json.dumps({"step": self._step, "example_ids": ids, **bad}) + "\n")
+    raise NonFiniteError(
+      f"Step {self._step} gave {bad}. No checkpoint was written since; the last good one "
+      f"is untouched. The batch's example ids are {ids} (also in {path.name}). Lower "
+      "optim.learning_rate, set optim.clip_norm=1, or look at these examples."
+    )
+
+
+def run(cfg: Config, workdir: pathlib.Path) -> bool:
+  """Trains to the end, or until a signal; goes on from the newest checkpoint, if any.
+
+  Returns:
+    Whether training is finished; False after SIGTERM or Ctrl-C, with the state saved.
+
+  Raises:
+    ValueError: if the config does not fit the devices, the data or the checkpoint.
+    NonFiniteError: if the loss or its gradient stops being finite.
+  """
+  with StopSignal() as stop:
+    p = plans.make(cfg)
+    saved = checkpoint.Checkpoints(
+      workdir,
+      keep_last=cfg.checkpoint.keep_last,
+      keep_best=cfg.checkpoint.keep_best,
+      best_metric=cfg.checkpoint.best_metric,
+    )
+    restored = saved.restore_newest(
+      states.abstract(p.size, p.objective, p.optimizer, p.mesh),
+      functools.partial(checkpoint.check_config, cfg=cfg),
+    )
+    if restored is None:
+      now = states.create(cfg.seed, p.size, p.objective, p.optimizer, p.mesh)
+    else:
+      now = restored.state
+    try:
+      return _loop(cfg, workdir, p, now, saved, stop)
+    finally:
+      saved.close()
+
+
+def _loop(
+  cfg: Config,
+  workdir: pathlib.Path,
+  p: plans.Plan,
+  state: TrainState,
+  saved: checkpoint.Checkpoints,
+  stop: StopSignal,
+) -> bool:
+  start = int(state.step)
+  main_process = jax.process_index() == 0
+  writer = metrics.MetricsLog(workdir, step=start) if main_process else None
+  pending = Pending(workdir, writer, cfg.log.every_steps)
+  facts = plans.facts_of(cfg, p)
+  evaluator = evaluator_of(cfg, p)
+  step_fn = compile_step(p)
+  batches = plans.batches_of(cfg, p, start)
+  clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
+  eval_every = cfg.eval.every_epochs * p.epoch_steps
+  evaluation = None
+
+  with TrainingProgress(p.num_steps, start=start, quiet=not main_process) as progress:
+    progress.say(f"{describe(cfg, p)}{f', from step {start}' if start else ''}")
+    for step in range(start, p.num_steps + 1):
+      last = step == p.num_steps
+      fresh = step == start and not last
+      stopping, by_clock = agree(step, stop.received, clock.minutes_are_up())
+      evaluating = last or bool(eval_every and step % eval_every == 0 and not fresh)
+      saving = not fresh and (evaluating or by_clock or clock.steps_are_up(step))
+      if evaluating or saving or stopping:
+        # Nothing is measured or saved before the step that led here proved finite.
+        _show(progress, pending.read())
+      scores = None
+      if evaluating and not stopping:
+        evaluation = evaluator(state.params)
+        scores = evaluation.flat()
+        if writer:
+          writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
+        progress.say(headline(step, cfg, scores))
+      if saving or stopping:
+        saved.save(state, step, facts, scores)
+        clock.saved()
+      if stopping and not last:
+        saved.wait()
+        progress.say(f"Stopped by a signal at step {step}; the same command goes on.")
+        return False
+      if last:
+        break
+      if evaluating or saving:
+        pending.restart_clock()
+
+      began = time.perf_counter()
+      batch = next(batches)
+      waited = time.perf_counter() - began
+      ids = batch.pop("id")
+      with jax.transfer_guard("disallow"):
+        state, numbers = step_fn(state, evaluate.global_batch(batch, p.mesh))
+      _show(progress, pending.read())
+      pending.push(
+        step + 1,
+        numbers,
+        ids=ids,
+        batch_size=cfg.data.batch_size,
+        data_wait_seconds=waited,
+      )
+
+  saved.wait()
+  if writer:
+    writer.close()
+  if evaluation and main_process:
+    evaluate.save(evaluation, workdir, cfg, p.num_steps)
+  return not stop.received
+
+
+class SaveClock:
+  """When the next checkpoint is due, by steps and by minutes (0 is never)."""
+
+  def __init__(self, every_steps: int, every_minutes: float):
+    self._every_steps, self._seconds = every_steps, 60.0 * every_minutes
+    self._last = time.monotonic()
+
+  def steps_are_up(self, step: int) -> bool:
+    return bool(self._every_steps) and step % self._every_steps == 0
+
+  def minutes_are_up(self) -> bool:
+    return bool(self._seconds) and time.monotonic() - self._last >= self._seconds
+
+  def saved(self) -> None:
+    self._last = time.monotonic()
+
+
+def agree(step: int, *flags: bool) -> tuple[bool, ...]:
+  """Each flag, true on all processes if it is true on any.
+
+  Clocks and signals differ between processes, so with several of them a flag only
+  counts at steps where all exchange it.
+  """
+  if jax.process_count() == 1:
+    return flags
+  if step % _STEPS_BETWEEN_AGREEMENTS:
+    return (False,) * len(flags)
+  everyone = multihost_utils.process_allgather(np.array(flags))
+  return tuple(bool(f) for f in np.any(np.reshape(everyone, (-1, len(flags))), axis=0))
+
+
+def evaluator_of(cfg: Config, p: plans.Plan) -> evaluate.Evaluator:
+  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.initial_bias is not None)
+  return evaluate.Evaluator(
+    graph,
+    p.mesh,
+    evaluate.held_out(cfg),
+    p.tokenizer,
+    image_size=p.size.image_size,
+    batch_size=cfg.eval.batch_size,
+  )
+
+
+def describe(cfg: Config, p: plans.Plan) -> str:
+  """One line that says what is about to run."""
+  return (
+    f"Training {cfg.model.name} with {cfg.objective.name} on {len(p.source)} pairs of "
+    f"{cfg.data.source}: {cfg.optim.epochs} epochs, {p.num_steps} steps of "
+    f"{cfg.data.batch_size} on {p.mesh.size} {jax.devices()[0].device_kind} device(s)"
+  )
+
+
+def headline(step: int, cfg: Config, scores: Mapping[str, float | None]) -> str:
+  """Recall@1 in both directions, for people."""
+  prefix = f"{cfg.data.source}/zeroshot_retrieval"
+  image = scores[f"{prefix}/image_retrieval_recall@1"]
+  text = scores[f"{prefix}/text_retrieval_recall@1"]
+  return f"step {step}: recall@1 text to image {image:.3f}, image to text {text:.3f}"
+
+
+def _show(progress: TrainingProgress, read: tuple[int, dict[str, float]] | None) -> None:
+  if read:
+    progress.update(*read)

@@ -1,0 +1,150 @@
+import concurrent.futures
+import importlib.util
+import pathlib
+import string
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from rankclip_jax.data.tokenizer import (
+  END_OF_TEXT,
+  START_OF_TEXT,
+  VOCABULARY_SIZE,
+  Tokenizer,
+  clean,
+)
+
+_LENGTH = 16
+
+TRICKY = [
+  "a photo of a cat",
+  "",
+  " \t\n ",
+  "Tom &amp;amp; Jerry&#39;s &lt;b&gt;caf&eacute;&lt;/b&gt;",
+  "&ampamp; &notanentity; &",
+  "👍🏽 family 👨‍👩‍👧 flag 🇫🇷",
+  "nul\x00 bell\x07 escape\x1b[0m next\x85line",
+  "zero\u200bwidth joi\u200dner \ufeffbom non\xa0breaking",
+  "line\u2028paragraph\u2029separators",
+  "東京の桜 사진 漢字",
+  "हिन्दी العربية עברית ไทย",
+  "İstanbul STRASSE ß ΣΑΣ ǅ",
+  "naïve e\u0301 ﬁ ½ Ⅷ ²",
+  "schÃ¶n â€œquotedâ€",  # mojibake
+  "It's WE'RE i'll don't o'clock 'tis",
+  "snake_case kebab-case a.b,c!!!???",
+  "3.14 1234567 v2",
+  "<end_of_text> and <start_of_text> and <|endoftext|>",
+  "long " * 100,
+  "pneumonoultramicroscopicsilicovolcanoconiosis" * 3,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return Tokenizer(_LENGTH)
+
+
+@pytest.fixture(scope="module")
+def open_clip_tokenizer():
+  """open_clip's tokenizer file alone: the package itself imports torchvision."""
+  pytest.importorskip("torch")
+  package = importlib.util.find_spec("open_clip")
+  if package is None or package.origin is None:
+    pytest.skip("open_clip is not installed")
+  path = pathlib.Path(package.origin).with_name("tokenizer.py")
+  spec = importlib.util.spec_from_file_location("open_clip_tokenizer", path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.SimpleTokenizer()
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_equals_open_clip(tokenizer, open_clip_tokenizer, text):
+  expected = open_clip_tokenizer([text], context_length=_LENGTH).numpy()
+  np.testing.assert_array_equal(tokenizer([text]), expected)
+
+
+# Not yet in Unicode 14, or the one character that is known to be treated otherwise.
+_CHARACTERS = st.characters(exclude_categories=["Cn", "Cs"], exclude_characters="\u0345")
+
+
+@hypothesis.given(st.text(_CHARACTERS, max_size=12))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_equals_open_clip_on_any_text(tokenizer, open_clip_tokenizer, text):
+  expected = open_clip_tokenizer([text], context_length=_LENGTH).numpy()
+  np.testing.assert_array_equal(tokenizer([text]), expected)
+
+
+def test_ids_are_those_of_openai_clip(tokenizer):
+  """The ids that openai/CLIP's tokenize gives, which open_clip's equal."""
+  ids = tokenizer(["A photo  of a cat &amp; a dog"])
+  expected = [49406, 320, 1125, 539, 320, 2368, 261, 320, 1929, 49407]
+  assert ids.tolist() == [expected + [0] * (_LENGTH - len(expected))]
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("  Two\t WORDS\n", "two words"),
+    ("a &amp;amp; b &lt;i&gt;", "a & b <i>"),
+    ("schÃ¶n", "schön"),
+    ("&nbsp;\u3000", ""),
+  ],
+)
+def test_clean(text, expected):
+  assert clean(text) == expected
+
+
+@hypothesis.given(
+  st.lists(st.text(_CHARACTERS | st.sampled_from(string.printable)), max_size=4),
+  st.sampled_from([Tokenizer(3), Tokenizer(8), Tokenizer(77)]),
+)
+@hypothesis.settings(deadline=None)
+def test_rows_have_one_start_one_end_and_zeros(texts, tokenizer):
+  ids = tokenizer(texts)
+  assert ids.shape == (len(texts), tokenizer.context_length)
+  assert ids.dtype == np.int32
+  assert ((ids >= 0) & (ids < VOCABULARY_SIZE)).all()
+  for row in ids:
+    end = row.argmax()
+    assert row[0] == START_OF_TEXT
+    assert np.flatnonzero(row == END_OF_TEXT).tolist() == [end]
+    assert np.flatnonzero(row == START_OF_TEXT).tolist() == [0]
+    assert not row[end + 1 :].any()
+
+
+def test_an_over_long_text_is_cut_and_ends_in_end_of_text():
+  ids = Tokenizer(5)(["a a a", "a a a a"])
+  assert ids.tolist() == [[START_OF_TEXT, 320, 320, 320, END_OF_TEXT]] * 2
+
+
+def test_threads_agree(tokenizer):
+  texts = [f"caption number {i} of {TRICKY[i % len(TRICKY)]}" for i in range(400)]
+  expected = tokenizer(texts)
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for ids in pool.map(tokenizer, [texts] * 8):
+      np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 2])
+def test_too_short_a_context_is_an_error(length):
+  with pytest.raises(ValueError, match=f"at least 3 .* got {length}"):
+    Tokenizer(length)
+
+
+def test_a_bare_string_is_an_error(tokenizer):
+  with pytest.raises(ValueError, match="'a cat'"):
+    tokenizer("a cat")
+
+
+def test_facts():
+  assert Tokenizer(32).facts() == {
+    "name": "openai-clip-bpe",
+    "vocabulary_size": 49408,
+    "context_length": 32,
+  }

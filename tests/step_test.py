@@ -1,0 +1,130 @@
+"""The step: the same numbers on any mesh, float32 where it counts, and golden values."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from rankclip_jax import optim, sharding, state
+from rankclip_jax.losses import objective
+from rankclip_jax.models import two_tower
+from rankclip_jax.step import train_step
+
+SIZE = dataclasses.replace(two_tower.SIZES["nano"], vocab_size=512)
+BATCH, STEPS = 16, 5
+SGD = optax.sgd(0.1)
+GOLDEN_LOSSES = [0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def batches(count=STEPS, size=SIZE):
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    tokens = rng.integers(1, size.vocab_size - 1, (BATCH, size.context_length))
+    tokens[:, rng.integers(3, size.context_length - 1)] = size.vocab_size - 1
+    shape = (BATCH, size.image_size, size.image_size, 3)
+    yield {
+      "image": rng.integers(0, 256, shape).astype(np.uint8),
+      "tokens": tokens.astype(np.int32),
+    }
+
+
+def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS):
+  """Parameters and metrics of `count` steps on a mesh of data x fsdp devices."""
+  mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+  wanted = objective.PRESETS[name]
+  start = state.create(0, size, wanted, optimizer, mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, start)
+  graph, _ = two_tower.abstract(size, with_bias=wanted.initial_bias is not None)
+  step = jax.jit(
+    functools.partial(
+      train_step, graph=graph, objective=wanted, optimizer=optimizer,
+      learning_rate=lambda _: 1e-3, mesh=mesh, num_steps=STEPS, epoch_steps=2,
+    ),
+    in_shardings=(shardings, sharding.over_batch(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )  # fmt: skip
+  now, metrics = start, []
+  for batch in batches(count, size):
+    now, numbers = step(now, jax.device_put(batch, sharding.over_batch(mesh)))
+    metrics.append({k: float(v) for k, v in numbers.items()})
+  return jax.device_get(now), metrics
+
+
+@functools.cache
+def alone(name):
+  return run(name, 1, 1)
+
+
+def assert_same_params(a, b):
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, a.params, b.params)
+
+
+@pytest.mark.parametrize(
+  "name, mesh",
+  [("rankclip", (2, 1)), ("rankclip", (1, 4)), *((n, (2, 4)) for n in objective.PRESETS)],
+)
+def test_any_mesh_gives_the_numbers_of_one_device(name, mesh):
+  """With plain SGD the parameters are the sum of the gradients."""
+  (one, numbers_one), (many, numbers_many) = alone(name), run(name, *mesh)
+  for a, b in zip(numbers_one, numbers_many, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-6), key
+  assert_same_params(many, one)
+
+
+def test_adamw_with_clipping_on_eight_devices():
+  # The gradient of the key biases is exactly zero, so Adam divides rounding noise by
+  # its own size; an epsilon above that noise leaves only real differences.
+  adamw = optim.optimizer(lambda _: 1e-3, clip_norm=1.0, eps=1e-5)
+  one, _ = run("rankclip", 1, 1, optimizer=adamw)
+  many, _ = run("rankclip", 2, 4, optimizer=adamw)
+  assert_same_params(many, one)
+  assert int(many.step) == STEPS
+
+
+def test_golden_numbers():
+  """Guards refactors: these are what this code gave when it was written."""
+  _, numbers = alone("rankclip")
+  losses = [n["train/loss"] for n in numbers]
+  np.testing.assert_allclose(losses, GOLDEN_LOSSES, rtol=2e-4)
+  assert [n["train/rank_weight"] for n in numbers] == [0.0, 0.75, 1.5, 2.0, 2.0]
+  assert numbers[0]["logit_scale"] == pytest.approx(1 / 0.07)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+  _, numbers = alone("rankclip")
+  for n in numbers:
+    rank = n["train/rank_weight"] / 16
+    rank *= n["train/cross_modal_loss"] + n["train/in_modal_loss"]
+    assert n["train/rank_loss"] == pytest.approx(rank, rel=1e-5)
+    assert n["train/loss"] == pytest.approx(n["train/contrastive_loss"] + rank, rel=1e-5)
+
+
+def test_the_temperature_is_clamped():
+  eager = optax.sgd(1e4)
+  (after, _) = run("clip", 1, 1, optimizer=eager, count=1)
+  low, high = objective.PRESETS["clip"].log_scale_range
+  assert float(after.params["logit_scale"]) in (np.float32(low), np.float32(high))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_memory_and_not_numbers(remat):
+  size = dataclasses.replace(SIZE, remat=remat)
+  again, numbers = run("clip", 1, 1, size=size)
+  assert_same_params(again, alone("clip")[0])
+  assert numbers[-1]["train/loss"] == pytest.approx(alone("clip")[1][-1]["train/loss"])
+
+
+def test_bf16_computes_close_to_f32_and_keeps_f32_parameters():
+  size = dataclasses.replace(SIZE, dtype="bfloat16")
+  after, numbers = run("rankclip", 2, 4, size=size, count=1)
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(after.params))
+  full = alone("rankclip")[1][0]["train/loss"]
+  assert numbers[0]["train/loss"] == pytest.approx(full, rel=2e-2)
+  assert numbers[0]["train/loss"] != full
