@@ -18,8 +18,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       data=config.DataConfig(source="openmoji", batch_size=256, holdout=500),
       model=config.ModelConfig(name="tiny", dtype="float32"),
       objective=config.ObjectiveConfig(name=chosen["objective"] or "rankclip"),
-      optim=config.OptimConfig(epochs=30, learning_rate=1e-3),
-      eval=config.EvalConfig(every_epochs=10),
+      optim=config.OptimConfig(epochs=20, learning_rate=1e-3),
+      eval=config.EvalConfig(every_epochs=5),
       checkpoint=config.CheckpointConfig(every_minutes=1.0),
     )
   )

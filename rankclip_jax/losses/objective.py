@@ -147,6 +147,8 @@ def evaluate(
     tie_key: one key for the whole batch; needed when ties are random.
     axis_name: mesh axes over which rows are spread. Embeddings are gathered with their
       gradient and every device computes only its own rows of the similarity matrices.
+      Differentiate around `shard_map`; a gradient taken inside it needs its check_vma,
+      without which jax sums the loss's gradient once for every device.
 
   Returns:
     The loss, and its unweighted terms with `rank_loss`, their weighted sum. Both are the
@@ -173,6 +175,7 @@ def evaluate(
     rows = contrastive.info_nce(s * cos_it, positive)
     rows = 0.5 * (rows + contrastive.info_nce(s * cos_ti, positive))
   else:
+    assert bias is not None  # `_check` has seen to it
     rows = contrastive.sigmoid(s * cos_it + bias, positive)
   terms = {"contrastive_loss": mean(rows)}
   loss = terms["contrastive_loss"]

@@ -107,12 +107,12 @@ def consistency(
   (RankCLIP Sec. 3.3, both directions as in the released code). Options as in
   `plackett_luce_nll`.
   """
-  options: dict[str, Any] = dict(decay=decay, top_k=top_k, where=where, tie_key=tie_key, eps=eps)
-  length = a.shape[-1]
-  valid = length if where is None else where.sum(-1)
-  positions = jnp.clip(valid, 1, length if top_k is None else min(top_k, length))
+  options: dict[str, Any] = dict(
+    decay=decay, top_k=top_k, where=where, tie_key=tie_key, eps=eps
+  )
   both = plackett_luce_nll(a, b, **options) + plackett_luce_nll(b, a, **options)
-  return 0.5 * both / positions
+  items = a.shape[-1] if where is None else where.sum(-1)
+  return 0.5 * both / jnp.clip(items, 1, top_k)
 
 
 def _descending_order(reference: Array, where: Array) -> Array:

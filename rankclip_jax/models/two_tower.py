@@ -168,9 +168,7 @@ class TwoTower(nnx.Module):
     return _l2_normalise(self.text(tokens))
 
 
-def abstract(
-  size: TwoTowerSize, *, with_bias: bool = False
-) -> tuple[nnx.GraphDef, dict]:
+def abstract(size: TwoTowerSize, *, with_bias: bool = False) -> tuple[nnx.GraphDef, dict]:
   """The module's graph and the shapes of its parameters, without computing anything."""
   model = nnx.eval_shape(
     lambda: TwoTower(

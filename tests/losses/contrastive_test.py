@@ -14,7 +14,7 @@ from rankclip_jax.losses import contrastive
 
 ROWS, LENGTH = 3, 5
 # A device that holds rows 1..3 of a batch of 5.
-POSITIVE = np.array([1, 2, 3])
+POSITIVE = jnp.array([1, 2, 3])
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_equal_logits_cost_log_of_their_number():
 )
 @hypothesis.settings(max_examples=30, deadline=None)
 def test_info_nce_ignores_a_shift_and_is_not_negative(logits, shift):
-  positive = np.array([0, 3])
+  positive = jnp.array([0, 3])
   value = contrastive.info_nce(logits, positive)
   assert (np.asarray(value) >= 0).all()
   np.testing.assert_allclose(
