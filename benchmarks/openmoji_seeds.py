@@ -79,7 +79,7 @@ def table(workdir: pathlib.Path, objectives: Sequence[str], seeds: int) -> str:
       numbers = [v for v in row.get(objective, []) if v is not None]
       complete = len(numbers) == seeds
       spread = np.std(numbers, ddof=1) if len(numbers) > 1 else float("nan")
-      cells.append(f"{np.mean(numbers):.4f} ± {spread:.4f}" if complete else "–")
+      cells.append(f"{np.mean(numbers):.4f} ± {spread:.4f}" if complete else "-")
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
 

@@ -4,6 +4,7 @@ The step (`step.train_step`) is jitted once; its numbers are read one step late,
 the host never waits for the device.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -146,10 +147,13 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       now = states.create(cfg.seed, p.size, p.objective, p.optimizer, p.mesh)
     else:
       now = restored.state
-    try:
-      return _loop(cfg, workdir, p, now, saved, stop)
-    finally:
-      saved.close()
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(contextlib.closing(saved))
+      writer = None
+      if jax.process_index() == 0:
+        writer = metrics.MetricsLog(workdir, step=int(now.step))
+        stack.enter_context(contextlib.closing(writer))
+      return _loop(cfg, workdir, p, now, saved, writer, stop)
 
 
 def _loop(
@@ -158,11 +162,11 @@ def _loop(
   p: plans.Plan,
   state: TrainState,
   saved: checkpoint.Checkpoints,
+  writer: metrics.MetricsLog | None,
   stop: StopSignal,
 ) -> bool:
   start = int(state.step)
   main_process = jax.process_index() == 0
-  writer = metrics.MetricsLog(workdir, step=start) if main_process else None
   pending = Pending(workdir, writer, cfg.log.every_steps)
   facts = plans.facts_of(cfg, p)
   evaluator = evaluator_of(cfg, p)
@@ -218,8 +222,6 @@ def _loop(
       )
 
   saved.wait()
-  if writer:
-    writer.close()
   if evaluation and main_process:
     evaluate.save(evaluation, workdir, cfg, p.num_steps)
   return not stop.received

@@ -350,17 +350,19 @@ def test_scale_100_with_perfect_pairs_is_finite(name):
 
 @every_preset
 def test_arithmetic_is_float32(name):
+  """Nothing is done to half-precision embeddings before they are cast."""
   params = parameters(name)
-  half = {
-    "image": jnp.asarray(params["image"], jnp.bfloat16),
-    "text": jnp.asarray(params["text"], jnp.float16),
-  }
-  cast = {key: x.astype(jnp.float32) for key, x in half.items()}
-  loss_and_terms = quick_jit(functools.partial(loss_of, PRESETS[name]))
-  loss, terms = loss_and_terms(params | half)
-  expected, expected_terms, _ = evaluate(name, params | cast)
-  assert all(x.dtype == jnp.float32 for x in (loss, *terms.values()))
-  assert_close((loss, terms), (expected, expected_terms), rtol=1e-6)
+  params["image"] = jnp.asarray(params["image"], jnp.bfloat16)
+  params["text"] = jnp.asarray(params["text"], jnp.float16)
+  program = jax.make_jaxpr(functools.partial(loss_of, PRESETS[name]))(params).jaxpr
+  casts = 0
+  for equation in program.eqns:
+    if {x.aval.dtype for x in equation.invars} & {params["image"].dtype, np.dtype("f2")}:
+      assert equation.primitive.name == "convert_element_type"
+      assert equation.outvars[0].aval.dtype == jnp.float32
+      casts += 1
+  assert casts == 2
+  assert {x.aval.dtype for x in program.outvars} == {np.dtype("f4")}
 
 
 # Ties.
@@ -403,11 +405,15 @@ def evaluate_sharded(name, params, mesh):
 
 
 MESHES = [(1,), (2,), (4,), (8,), (2, 4)]
-# The other ranking presets differ from rankclip in options alone, of which the ones that
-# are not a part of it go through the largest mesh.
+# Programs that rank take seconds to compile: every mesh and every preset, not each pair.
 SHARDED = [
-  *((name, mesh) for name in ("rankclip", "clip", "cyclip", "siglip") for mesh in MESHES),
-  *((name, MESHES[-1]) for name in ("rankclip_paper", "rankclip_released")),
+  *((name, mesh) for name in ("clip", "cyclip", "siglip") for mesh in MESHES),
+  ("rankclip_c", (1,)),
+  ("rankclip_i", (2,)),
+  ("rankclip_paper", (4,)),
+  ("rankclip_released", (2, 4)),
+  ("rankclip", (8,)),
+  ("rankclip", (2, 4)),
 ]
 
 
@@ -524,13 +530,13 @@ def test_released_equals_pytorch_where_its_form_is_wrong(scale):
   "scale, loss_off, gradient_off",
   [
     (10.0, (0, 1e-5), (0, 1e-5)),
-    (50.0, (0.4, 0.9), (0.3, 0.6)),
-    (100.0, (1.2, 1.7), (0.4, 0.7)),
+    (50.0, (0.4, 0.9), (0.2, 0.5)),
+    (100.0, (1.2, 1.7), (0.3, 0.6)),
   ],
 )
 def test_how_wrong_the_released_form_is(scale, loss_off, gradient_off):
-  """64 pairs of 64 dimensions, cosine 1/2, w = 1: 68 % and 35 % off at scale 50, 140 %
-  and 48 % at 100. Others measured 43 % and 42 %, 144 % and 53 %, on data of their own.
+  """64 pairs of 64 dimensions, cosine 1/2, w = 1: 72 % and 31 % off at scale 50, 146 %
+  and 43 % at 100. Others measured 43 % and 42 %, 144 % and 53 %, on data of their own.
   """
   params = parameters("clip", 0, 64, 64, scale)
   form = functools.partial(torch_released, params, epoch=22, epochs=64)

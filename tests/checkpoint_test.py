@@ -1,0 +1,179 @@
+"""Saving, keeping, refusing, and living with damaged files."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rankclip_jax import checkpoint, config, sharding
+from rankclip_jax.state import TrainState
+
+METRIC = "recall"
+
+
+def state_at(step, mesh=None):
+  """A small state, a function of the step."""
+  mesh = mesh or sharding.make_mesh()
+  big = jnp.arange(64 * 64, dtype=jnp.float32).reshape(64, 64) * (step + 1)
+  state = TrainState(
+    step=jnp.int32(step),
+    params={"blocks": {"kernel": big}, "logit_scale": jnp.float32(step)},
+    opt_state=(jnp.int32(step), {"kernel": -big}),
+    rng=jnp.array([1, step], jnp.uint32),
+  )
+  place = lambda x: jax.device_put(
+    x, NamedSharding(mesh, P("fsdp") if x.ndim > 1 else P())
+  )
+  return jax.tree.map(place, state)
+
+
+def abstract(mesh=None):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state_at(0, mesh),
+  )
+
+
+def open_at(path, **options):
+  return checkpoint.Checkpoints(path, best_metric=METRIC, **{"keep_last": 9, **options})
+
+
+def save_steps(path, steps, scores=None, **options):
+  saved = open_at(path, **options)
+  for step in steps:
+    saved.save(state_at(step), step, {"note": step}, (scores or {}).get(step))
+  saved.wait()
+  return saved
+
+
+def accept(facts):
+  del facts
+
+
+def test_round_trip_onto_another_mesh(tmp_path):
+  save_steps(tmp_path, [3]).close()
+  mesh = sharding.make_mesh(1, 8)
+  restored = open_at(tmp_path).restore_newest(abstract(mesh), accept)
+  assert restored is not None
+  jax.tree.map(np.testing.assert_array_equal, restored.state, state_at(3))
+  assert restored.facts["note"] == 3
+  assert restored.state.params["blocks"]["kernel"].sharding.spec == P("fsdp")
+
+
+def test_an_empty_workdir_has_nothing(tmp_path):
+  assert open_at(tmp_path).restore_newest(abstract(), accept) is None
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+  scores = {1: {METRIC: 0.9}, 2: {METRIC: 0.5}, 3: {METRIC: 0.7}}
+  saved = save_steps(tmp_path, range(1, 6), scores, keep_last=2, keep_best=1)
+  assert saved.steps() == [1, 4, 5]
+  saved.close()
+  again = open_at(tmp_path, keep_last=2, keep_best=1)
+  assert again.facts("best")[0] == 1
+  assert again.facts("latest")[0] == 5
+  again.save(state_at(6), 6, {}, {METRIC: 0.1})
+  again.wait()
+  assert again.steps() == [1, 5, 6]
+
+
+def test_which_checkpoint_is_meant(tmp_path):
+  saved = save_steps(tmp_path, [2, 4])
+  assert saved.facts("2") == (2, saved.facts("2")[1])
+  assert saved.facts("2")[1]["note"] == 2
+  with pytest.raises(ValueError, match=r"no checkpoint '3'; there are steps \[2, 4\]"):
+    saved.facts("3")
+  params = saved.restore_params(2, abstract().params)
+  jax.tree.map(np.testing.assert_array_equal, params, state_at(2).params)
+
+
+def largest_file(folder):
+  return max(
+    (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+  )
+
+
+def flip_bit(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+DAMAGE = {
+  "a flipped bit": lambda step: flip_bit(largest_file(step / "params")),
+  "a truncated file": lambda step: largest_file(step / "optimizer").write_bytes(b"x"),
+  "empty facts": lambda step: [
+    p.write_bytes(b"") for p in (step / "facts").iterdir() if p.is_file()
+  ],
+  "a missing item": lambda step: shutil.rmtree(step / "params"),
+}
+
+
+# Orbax leaves the coroutines of its other reads unawaited when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_newest_is_named_set_aside_and_passed_over(tmp_path, caplog, how):
+  save_steps(tmp_path, [1, 2]).close()
+  DAMAGE[how](tmp_path / "checkpoints" / "2")
+  saved = open_at(tmp_path)
+  restored = saved.restore_newest(abstract(), accept)
+  assert restored is not None
+  assert int(restored.state.step) == 1
+  assert "Checkpoint 2 cannot be read" in caplog.text
+  assert (tmp_path / "checkpoints_corrupt" / "2.0").is_dir()
+  saved.save(state_at(2), 2, {})  # the step is free again
+  saved.wait()
+  assert saved.steps() == [1, 2]
+
+
+def test_when_all_are_damaged_nothing_starts_over(tmp_path):
+  save_steps(tmp_path, [1, 2]).close()
+  for step in "12":
+    shutil.rmtree(tmp_path / "checkpoints" / step / "params")
+  with pytest.raises(ValueError, match=r"None of the checkpoints at steps \[1, 2\]"):
+    open_at(tmp_path).restore_newest(abstract(), accept)
+
+
+def test_damaged_parameters_are_not_evaluated(tmp_path):
+  saved = save_steps(tmp_path, [1])
+  flip_bit(largest_file(tmp_path / "checkpoints" / "1" / "params"))
+  with pytest.raises(ValueError, match="checkpoint 1 .* are not those that were saved"):
+    saved.restore_params(1, abstract().params)
+
+
+def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
+  save_steps(tmp_path, [1, 2]).close()
+  folder = tmp_path / "checkpoints"
+  (folder / "2").rename(folder / "2.orbax-checkpoint-tmp-1")
+  saved = open_at(tmp_path)
+  assert saved.steps() == [1]
+  restored = saved.restore_newest(abstract(), accept)
+  assert restored is not None
+  assert int(restored.state.step) == 1
+
+
+def test_a_refusal_is_final_and_moves_nothing(tmp_path):
+  save_steps(tmp_path, [1]).close()
+
+  def refuse(facts):
+    raise ValueError(f"not {facts['note']}")
+
+  with pytest.raises(ValueError, match="not 1"):
+    open_at(tmp_path).restore_newest(abstract(), refuse)
+  assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_check_config_names_fields_and_can_look_at_some_only():
+  c = config.Config()
+  facts = {"config": json.loads(config.to_json(c))}
+  checkpoint.check_config(facts, c)
+  other = dataclasses.replace(c, seed=5)
+  with pytest.raises(ValueError, match="seed: the checkpoint has 0, the config 5"):
+    checkpoint.check_config(facts, other)
+  checkpoint.check_config(facts, other, ("model.",))

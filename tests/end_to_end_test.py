@@ -1,0 +1,237 @@
+"""`python main.py` as users run it: train, kill, resume, evaluate, report; two processes.
+
+Real processes on a shrunken config: the nano model, 12 steps of two epochs, one CPU
+device unless a test says otherwise.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rankclip_jax import checkpoint, launcher, plan, state
+from rankclip_jax.config import Config, from_config_dict
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 12
+FLAGS = (
+  "--config=configs/openmoji.py",
+  "--config.model.name=nano",
+  "--config.data.batch_size=512",
+  "--config.optim.epochs=2",
+  # Above rounding noise: see step_test on the gradient of key biases.
+  "--config.optim.eps=1e-5",
+  "--config.checkpoint.every_steps=2",
+  "--config.eval.every_epochs=0",
+)
+
+
+def start(workdir, *flags, devices=1) -> subprocess.Popen[str]:
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+  return subprocess.Popen(
+    [sys.executable, "main.py", *FLAGS, f"--workdir={workdir}", *flags],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, code=0) -> str:
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == code, output
+  return output
+
+
+def wait_until(condition, process, seconds=240):
+  until = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None, f"ended too soon:\n{process.stdout.read()}"
+    assert time.monotonic() < until, "waited too long"
+    time.sleep(0.002)
+
+
+def lines(workdir) -> list[dict]:
+  path = workdir / "metrics.jsonl"
+  if not path.exists():
+    return []
+  whole = [line for line in path.read_text().split("\n")[:-1] if line]
+  return [json.loads(line) for line in whole]
+
+
+def losses(workdir) -> dict[int, float]:
+  steps = [line for line in lines(workdir) if "train/loss" in line]
+  assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+  return {line["step"]: line["train/loss"] for line in steps}
+
+
+def final_params(workdir):
+  cfg: Config = from_config_dict(json.loads((workdir / "config.json").read_text()))
+  p = plan.make(cfg)
+  saved = checkpoint.Checkpoints(workdir, read_only=True)
+  step, facts = saved.facts("latest")
+  assert step == STEPS
+  shapes = state.abstract(p.size, p.objective, p.optimizer, p.mesh).params
+  return saved.restore_params(step, shapes), facts["fingerprint"]
+
+
+def assert_close(a, b, atol):
+  from jax import tree
+
+  tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  output = finish(start(workdir))
+  assert f"Report: {workdir}/report/index.html" in output
+  assert "image_retrieval_recall@1" in output
+  return workdir
+
+
+def test_a_run_leaves_everything_it_promises(undisturbed):
+  assert json.loads((undisturbed / "config.json").read_text())["model"]["name"] == "nano"
+  environment = json.loads((undisturbed / "environment.json").read_text())
+  assert environment["devices"] == 1
+  assert environment["jax"]
+  tasks = {
+    json.loads(p.read_text())["task"] for p in (undisturbed / "results").glob("*.json")
+  }
+  assert tasks == {
+    "zeroshot_retrieval",
+    "zeroshot_retrieval_main_caption",
+    "zeroshot_classification",
+    "geometry",
+  }
+  page = (undisturbed / "report" / "index.html").read_text(encoding="utf-8")
+  assert "CC BY-SA 4.0" in page
+  first, *_, last = lines(undisturbed)
+  assert {"train/loss", "train/cross_modal_loss", "train/in_modal_loss", "lr", "grad_norm",
+          "logit_scale", "examples_per_second", "data_wait_seconds"} <= first.keys()  # fmt: skip
+  assert last["eval/openmoji/zeroshot_retrieval/image_retrieval_recall@1"] is not None
+  losses(undisturbed)
+
+
+def test_killed_in_a_save_and_in_an_epoch_it_ends_bit_equal(undisturbed, tmp_path):
+  folder = tmp_path / "checkpoints"
+  saving = lambda: folder.exists() and any("tmp" in p.name for p in folder.iterdir())
+  first = start(tmp_path)
+  wait_until(saving, first)
+  first.kill()
+  first.communicate()
+
+  second = start(tmp_path)
+  wait_until(lambda: any(line["step"] >= 4 for line in lines(tmp_path)), second)
+  second.kill()
+  second.communicate()
+  assert max(line["step"] for line in lines(tmp_path)) < STEPS
+
+  finish(start(tmp_path))
+  assert losses(tmp_path) == losses(undisturbed)
+  params, fingerprint = final_params(tmp_path)
+  expected, expected_fingerprint = final_params(undisturbed)
+  assert fingerprint == expected_fingerprint  # optimizer, step and RNG too
+  assert_close(params, expected, atol=0)
+
+
+def test_sigterm_saves_and_more_devices_go_on(undisturbed, tmp_path):
+  process = start(tmp_path)
+  wait_until(lambda: len(lines(tmp_path)) >= 3, process)
+  process.send_signal(signal.SIGTERM)
+  output = finish(process, code=launcher.EXIT_STOPPED)
+  assert "the same command goes on" in output
+  stopped_at = max(
+    int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
+  )
+  assert f"at step {stopped_at};" in output
+  assert 3 <= stopped_at < STEPS
+
+  output = finish(start(tmp_path, "--config.mesh.fsdp=2", devices=4))
+  assert f"from step {stopped_at}" in output
+  for step, loss in losses(undisturbed).items():
+    assert losses(tmp_path)[step] == pytest.approx(loss, rel=1e-5), step
+  assert_close(final_params(tmp_path)[0], final_params(undisturbed)[0], atol=1e-5)
+
+
+def test_evaluating_and_reporting_again_change_nothing(undisturbed):
+  read = lambda: {
+    p.name: p.read_bytes() for p in (undisturbed / "results").glob("*.json")
+  }
+  page = undisturbed / "report" / "index.html"
+  before, page_before = read(), page.read_bytes()
+  (undisturbed / "results" / "openmoji_geometry.json").unlink()
+  page.unlink()
+  output = finish(start(undisturbed, "--config.mode=eval"))
+  assert read() == before
+  assert "recall@1" in output
+  page.unlink()
+  finish(start(undisturbed, "--config.mode=report"))
+  assert page.read_bytes() == page_before
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (
+      ["--config.optim.learning_rate=0.5"],
+      "optim.learning_rate: the checkpoint has 0.001",
+    ),
+    (["--config.optim.learning_rte=1"], "Did you mean optim.learning_rate?"),
+    (["--config.data.batch_size=3"], "does not divide by the 2 devices; the nearest"),
+    (["--config.mode=trian"], "Did you mean train?"),
+  ],
+)
+def test_what_cannot_be_is_one_clear_line(undisturbed, flags, message):
+  output = finish(start(undisturbed, *flags, devices=2), code=1)
+  assert message in output
+  assert "Traceback" not in output
+
+
+def test_a_workdir_that_cannot_be_is_one_clear_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  output = finish(start(tmp_path / "file" / "below"), code=1)
+  assert "cannot be written to (Not a directory)" in output
+  output = finish(start(tmp_path / "none", "--config.mode=eval"), code=1)
+  assert "does not exist" in output
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def test_two_processes_give_the_numbers_of_one_with_as_many_devices(tmp_path):
+  one = tmp_path / "one"
+  two = tmp_path / "two"
+  finish(start(one, devices=2))
+  address = f"127.0.0.1:{free_port()}"
+  processes = [
+    start(
+      two,
+      "--config.distributed.mode=explicit",
+      f"--config.distributed.coordinator={address}",
+      "--config.distributed.num_processes=2",
+      f"--config.distributed.process_id={i}",
+    )
+    for i in range(2)
+  ]
+  outputs = [finish(p) for p in processes]
+  assert "2 cpu device(s)" in outputs[0]
+  assert "step 12" not in outputs[1]  # only process 0 speaks
+  for step, loss in losses(one).items():
+    assert losses(two)[step] == pytest.approx(loss, rel=1e-6), step
+  last = lambda w: {k: v for k, v in lines(w)[-1].items() if k.startswith("eval/")}
+  assert last(one).keys() == last(two).keys()
+  for name, value in last(one).items():
+    assert last(two)[name] == pytest.approx(value, abs=1e-6), name
+  assert_close(final_params(two)[0], final_params(one)[0], atol=1e-5)

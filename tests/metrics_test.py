@@ -1,0 +1,60 @@
+"""metrics.jsonl is the truth; TensorBoard mirrors it."""
+
+import json
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from rankclip_jax import metrics
+
+
+def lines(workdir):
+  text = (workdir / metrics.FILE).read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_line_a_step_and_null_for_what_is_not_finite(tmp_path):
+  log = metrics.MetricsLog(tmp_path)
+  log.write(1, {"train/loss": 2.5, "bad": float("nan"), "none": None})
+  assert [{k: v for k, v in line.items() if k != "time"} for line in lines(tmp_path)] == [
+    {"step": 1, "train/loss": 2.5, "bad": None, "none": None}
+  ]
+  log.close()
+
+
+def test_resuming_drops_what_lies_beyond_and_a_torn_line(tmp_path):
+  log = metrics.MetricsLog(tmp_path)
+  for step in range(1, 6):
+    log.write(step, {"train/loss": float(step)})
+  log.close()
+  with (tmp_path / metrics.FILE).open("a") as file:
+    file.write('{"step": 6, "train/lo')
+  log = metrics.MetricsLog(tmp_path, step=3)
+  log.write(4, {"train/loss": 40.0})
+  log.close()
+  assert [(x["step"], x["train/loss"]) for x in lines(tmp_path)] == [
+    (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0),
+  ]  # fmt: skip
+
+
+def test_a_new_run_in_an_old_folder_starts_empty(tmp_path):
+  first = metrics.MetricsLog(tmp_path)
+  first.write(1, {"a": 1.0})
+  first.close()
+  metrics.MetricsLog(tmp_path, step=0).close()
+  assert lines(tmp_path) == []
+
+
+def test_tensorboard_holds_the_same_values(tmp_path):
+  log = metrics.MetricsLog(tmp_path)
+  log.write(7, {"eval/recall@1": 0.25})
+  log.close()
+  scalars = {}
+  for path in (tmp_path / "tensorboard").iterdir():
+    data, at = path.read_bytes(), 0
+    while at < len(data):  # TFRecord: length, its checksum, the event, its checksum
+      length = int.from_bytes(data[at : at + 8], "little")
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+      at += 16 + length
+      scalars |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+  assert scalars == {("eval/recall_at_1", 7): pytest.approx(0.25)}

@@ -1,0 +1,126 @@
+"""The loop's parts that end_to_end_test does not reach: non-finite numbers, clocks."""
+
+import contextlib
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rankclip_jax import config, metrics, plan, train
+
+TINY = config.Config(
+  data=config.DataConfig(batch_size=64),
+  model=config.ModelConfig(name="nano", dtype="float32"),
+  objective=config.ObjectiveConfig(name="clip"),
+  optim=config.OptimConfig(epochs=1),
+)
+
+
+@pytest.fixture
+def writer(tmp_path):
+  with contextlib.closing(metrics.MetricsLog(tmp_path)) as log:
+    yield log
+
+
+def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
+  p = train.Pending(tmp_path, writer, every_steps=1)
+  p.push(
+    step,
+    {"train/loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)},
+    ids=np.array([5, 9]),
+    batch_size=2,
+    data_wait_seconds=0.5,
+  )
+  return p
+
+
+def test_numbers_are_written_once_when_read(tmp_path, writer):
+  p = pending(tmp_path, writer, 2.0)
+  step, values = p.read() or (None, {})
+  assert step == 3
+  assert values["train/loss"] == 2.0
+  assert values["data_wait_seconds"] == 0.5
+  assert values["examples_per_second"] == pytest.approx(2 / values["step_seconds"])
+  assert p.read() is None
+  assert len((tmp_path / metrics.FILE).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("loss, norm", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
+def test_what_is_not_finite_stops_the_run_with_the_examples(tmp_path, writer, loss, norm):
+  with pytest.raises(train.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\]"):
+    pending(tmp_path, writer, loss, norm).read()
+  noted = json.loads((tmp_path / "nonfinite.0.json").read_text())
+  assert noted["step"] == 3
+  assert noted["example_ids"] == [5, 9]
+  assert (tmp_path / metrics.FILE).read_text() == ""
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+  """A NaN at step 3 is found before step 3 or any later one is saved."""
+  cfg = dataclasses.replace(
+    TINY,
+    checkpoint=config.CheckpointConfig(every_steps=1, keep_last=99),
+    eval=config.EvalConfig(every_epochs=0),
+  )
+  compile_step = train.compile_step
+
+  def breaking(p):
+    step = compile_step(p)
+
+    spoil = jax.jit(lambda loss, step: jnp.where(step == 3, jnp.nan, loss))
+
+    def wrapped(state, batch):
+      state, numbers = step(state, batch)
+      return state, {**numbers, "train/loss": spoil(numbers["train/loss"], state.step)}
+
+    return wrapped
+
+  monkeypatch.setattr(train, "compile_step", breaking)
+  with pytest.raises(train.NonFiniteError, match="Step 3 gave"):
+    train.run(cfg, tmp_path)
+  kept = sorted(
+    int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
+  )
+  assert kept == [1, 2]
+  ids = json.loads((tmp_path / "nonfinite.0.json").read_text())["example_ids"]
+  p = plan.make(cfg)
+  assert ids == next(plan.batches_of(cfg, p, 2))["id"].tolist()
+
+
+def test_save_clock(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+  clock = train.SaveClock(every_steps=4, every_minutes=2.0)
+  assert [s for s in range(1, 10) if clock.steps_are_up(s)] == [4, 8]
+  now[0] += 119
+  assert not clock.minutes_are_up()
+  now[0] += 1
+  assert clock.minutes_are_up()
+  clock.saved()
+  assert not clock.minutes_are_up()
+  off = train.SaveClock(0, 0.0)
+  now[0] += 1e9
+  assert not off.minutes_are_up()
+  assert not off.steps_are_up(8)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"data": config.DataConfig(batch_size=65)}, "65 is global .* 8 devices; .* 64"),
+    ({"data": config.DataConfig(batch_size=4096)}, "3237 examples has no batch of 4096"),
+    ({"model": config.ModelConfig(name="huge")}, "Unknown model 'huge'"),
+    ({"objective": config.ObjectiveConfig(name="rank")}, "Unknown objective 'rank'"),
+    ({"mesh": config.MeshConfig(fsdp=3)}, "does not make the 8 devices"),
+    (
+      {"objective": config.ObjectiveConfig(name="rankclip_released")},
+      "needs at least 2 epochs",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_training(changes, message):
+  with pytest.raises(ValueError, match=message):
+    plan.make(dataclasses.replace(TINY, **changes))
