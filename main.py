@@ -9,7 +9,9 @@ from ml_collections import config_flags
 from rankclip_jax import config, launcher
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where everything is written.", required=True
+)
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +25,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   try:
     config.check_flag_names(sys.argv[1:])
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     app.run(main)
   except ValueError as error:
     sys.exit(f"Error: {error}")

@@ -165,7 +165,7 @@ class Checkpoints:
       ValueError: if the checkpoint is damaged.
     """
     facts = self._facts(step)
-    restored = self._manager.restore(
+    restored: Any = self._manager.restore(
       step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
     )
     if int(fingerprint(restored.params)) != facts["fingerprint"]["params"]:
@@ -184,14 +184,15 @@ class Checkpoints:
     self._manager.close()
 
   def _facts(self, step: int) -> Mapping[str, Any]:
-    return self._manager.restore(
+    items: Any = self._manager.restore(
       step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
-    ).facts
+    )
+    return items.facts
 
   def _restore(
     self, step: int, facts: Mapping[str, Any], abstract: TrainState
   ) -> Restored:
-    items = self._manager.restore(
+    items: Any = self._manager.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(abstract.params),

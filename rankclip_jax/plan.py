@@ -76,9 +76,16 @@ def size_of(cfg: Config) -> two_tower.TwoTowerSize:
   return two_tower.named_size(fields.pop("name"), **fields)
 
 
+def crop_scale_of(cfg: Config) -> tuple[float, float] | None:
+  """Area fractions of the random crop; None where the config switches it off."""
+  return None if cfg.data.crop_scale == (1.0, 1.0) else cfg.data.crop_scale
+
+
 def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
   """What is stored beside the weights, so that they can be used without this config."""
-  preprocess = transforms.Preprocess(p.size.image_size, mean=p.size.mean, std=p.size.std)
+  preprocess = transforms.Preprocess(
+    p.size.image_size, p.size.mean, p.size.std, crop_scale_of(cfg)
+  )
   return {
     "config": dataclasses.asdict(cfg),
     "size": dataclasses.asdict(p.size),
@@ -92,12 +99,11 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
 
 def batches_of(cfg: Config, p: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
   """This process's rows of the batches from step `start` on."""
-  cropped = cfg.data.crop_scale != (1.0, 1.0)
   return pipeline.train_batches(
     p.source,
     image_size=p.size.image_size,
     tokenizer=p.tokenizer,
-    augment_scale=cfg.data.crop_scale if cropped else None,
+    augment_scale=crop_scale_of(cfg),
     global_batch=cfg.data.batch_size,
     num_steps=p.num_steps,
     seed=cfg.seed,

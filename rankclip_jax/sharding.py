@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def make_mesh(
-  data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+  data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
   """Devices (all by default) as [data, fsdp]; one may be -1, for what the other leaves.
 

@@ -11,11 +11,6 @@ import math
 import numpy as np
 from PIL import Image
 
-# Per-channel statistics of OpenAI's training images on the scale [0, 1], as in
-# https://github.com/openai/CLIP/blob/main/clip/clip.py (`_transform`).
-OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 # Aspect ratios of `random_resized_crop`, torchvision's defaults, and its patience.
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3
 _CROP_ATTEMPTS = 10
@@ -27,16 +22,16 @@ class Preprocess:
 
   Attributes:
     image_size: height and width in pixels.
-    augment_scale: the area fractions of `random_resized_crop` in training; None trains
-      on what evaluation sees.
     mean: per-channel mean on the scale [0, 1].
     std: per-channel standard deviation on the scale [0, 1].
+    augment_scale: the area fractions of `random_resized_crop` in training; None trains
+      on what evaluation sees.
   """
 
   image_size: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
   augment_scale: tuple[float, float] | None = None
-  mean: tuple[float, float, float] = OPENAI_CLIP_MEAN
-  std: tuple[float, float, float] = OPENAI_CLIP_STD
 
   def facts(self) -> dict[str, object]:
     """Returns what a checkpoint must record, in JSON types and open_clip's words."""

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 Activation = Literal["gelu", "quick_gelu"]
 Remat = Literal["none", "dots", "full"]
 
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   # What OpenAI's CLIP was trained with; weights do not carry over to exact GELU.
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 # What the backward pass keeps of a block: everything, the matmuls' results, or nothing.
-REMAT: dict[Remat, Callable[[Callable], Callable]] = {
+REMAT: dict[str, Callable[[Callable], Callable]] = {
   "none": lambda f: f,
   "dots": lambda f: jax.checkpoint(
     f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable

@@ -19,14 +19,6 @@ from rankclip_jax.losses import ranking
 
 LENGTH = 6
 EPS = 1e-10  # the released code's
-# Small arrays, many programs: compiling is all that these tests wait for.
-quick_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-  },
-)
 OPTIONS = ("decay", "top_k", "eps")
 
 
@@ -58,7 +50,7 @@ def loop_gradient(scores, *args, **kwargs):
 def gradient_too(loss):
   """Maps (scores, reference) to every list's loss and the gradient of their sum."""
 
-  @functools.partial(quick_jit, static_argnames=OPTIONS)
+  @functools.partial(jax.jit, static_argnames=OPTIONS)
   def run(scores, reference, **options):
     value, pullback = jax.vjp(lambda s: loss(s, reference, **options), scores)
     return value, pullback(jnp.ones_like(value))[0]
@@ -74,7 +66,7 @@ def nll(scores, reference, **options):
   return np.asarray(value_and_grad(scores, reference, **options)[0])
 
 
-consistency = quick_jit(ranking.consistency, static_argnames=OPTIONS)
+consistency = jax.jit(ranking.consistency, static_argnames=OPTIONS)
 
 
 def assert_close(actual, expected, rtol=1e-5):
@@ -394,7 +386,7 @@ some = hypothesis.settings(max_examples=40, deadline=None)
 @functools.cache
 def _compiled(decay, top_k):
   loss = functools.partial(ranking.plackett_luce_nll, decay=decay, top_k=top_k)
-  return quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
 def nll_of(scores, reference, mu=("none", None)):
