@@ -6,7 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from rankclip_jax import config, launcher
+from rankclip_jax import config, launcher, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -27,5 +27,5 @@ if __name__ == "__main__":
     config.check_flag_names(sys.argv[1:])
     flags.mark_flags_as_required(["config"])
     app.run(main)
-  except ValueError as error:
+  except (ValueError, OSError, train.NonFiniteError) as error:
     sys.exit(f"Error: {error}")

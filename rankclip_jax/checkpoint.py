@@ -8,12 +8,14 @@ previous checkpoint as it was.
 """
 
 import dataclasses
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
@@ -24,6 +26,8 @@ from rankclip_jax.state import TrainState, fingerprint
 
 DIRECTORY = "checkpoints"
 ASIDE = "checkpoints_corrupt"
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class Checkpoints:
         )
       )
     self._best_metric = best_metric
+    self._set_aside_unreadable_scores(read_only)
     self._manager = ocp.CheckpointManager(
       (workdir / DIRECTORY).absolute(),
       item_names=("params", "optimizer", "progress", "facts"),
@@ -94,7 +99,12 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    value = (metrics or {}).get(self._best_metric)
+    if metrics is not None and self._best_metric not in metrics:
+      raise ValueError(
+        f"checkpoint.best_metric {self._best_metric!r} is not among what was evaluated: "
+        f"{', '.join(metrics)}."
+      )
+    value = metrics[self._best_metric] if metrics else None
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -124,16 +134,14 @@ class Checkpoints:
     """
     steps = self.steps()
     for step in reversed(steps):
-      try:
-        facts = self._facts(step)
-      except Exception as error:
-        self._set_aside(step, error)
+      facts = self._or_set_aside(step, lambda step=step: self._facts(step))
+      if facts is None:
         continue
       check(facts)
-      try:
-        return self._restore(step, facts, abstract)
-      except Exception as error:
-        self._set_aside(step, error)
+      read = lambda step=step, facts=facts: self._restore(step, facts, abstract)
+      restored = self._or_set_aside(step, read)
+      if restored is not None:
+        return restored
     if steps:
       raise ValueError(
         f"None of the checkpoints at steps {steps} of {self._workdir} could be read; "
@@ -149,7 +157,7 @@ class Checkpoints:
     """
     steps = self.steps()
     step = {"latest": max(steps, default=None), "best": self._best_step()}.get(
-      which, int(which) if which.isdigit() else None
+      which, int(which) if which.isdecimal() else None
     )
     if step not in steps or step is None:
       raise ValueError(
@@ -213,21 +221,55 @@ class Checkpoints:
   def _best_step(self) -> int | None:
     return self._manager.best_step() if self._best_metric else None
 
-  def _set_aside(self, step: int, error: Exception) -> None:
+  def _or_set_aside(self, step: int, read: Callable[[], _T]) -> _T | None:
+    """What `read` returns, or None, with the checkpoint set aside, if it fails.
+
+    All processes agree: what one of them cannot read, none uses. A lack of memory is no
+    damage, and is raised.
+    """
+    result, error = None, None
+    try:
+      result = read()
+    except Exception as caught:
+      if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
+        raise
+      error = caught
+    fine = error is None
+    if jax.process_count() > 1:
+      fine = bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+    if fine:
+      return result
+    self._set_aside(step, str(error or "another process cannot read it"))
+    self._manager.reload()
+    return None
+
+  def _set_aside_unreadable_scores(self, read_only: bool) -> None:
+    """Orbax reads all scores when it opens a folder, and one torn file would stop it."""
+    for path in sorted((self._workdir / DIRECTORY).glob("*/metrics/metrics")):
+      try:
+        json.loads(path.read_text(encoding="utf-8"))
+      except ValueError as error:
+        if read_only:
+          raise ValueError(
+            f"The checkpoint {path.parents[1]} is damaged ({path.name}: {error}). Train "
+            "again, which sets it aside, or remove it."
+          ) from error
+        self._set_aside(int(path.parents[1].name), f"{path.name}: {error}")
+
+  def _set_aside(self, step: int, why: str) -> None:
     log.warning(
       "Checkpoint %d cannot be read and is passed over (moved to %s/): %s",
       step,
       ASIDE,
-      str(error).split("\n")[0],
+      why.split("\n")[0],
     )
     if jax.process_index() == 0:
       aside = self._workdir / ASIDE
       aside.mkdir(exist_ok=True)
-      taken = len(list(aside.glob(f"{step}*")))
+      taken = len(list(aside.glob(f"{step}.*")))
       (self._workdir / DIRECTORY / str(step)).rename(aside / f"{step}.{taken}")
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"set aside {step}")
-    self._manager.reload()
 
 
 def check_config(

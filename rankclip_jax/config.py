@@ -2,12 +2,13 @@
 
 `configs/*.py` build a `Config` and return `to_config_dict(config)`, so that flags can
 override single fields; `from_config_dict` turns the result back, once, and refuses what
-it does not know. Nothing below `main`, `train` and `evaluate` sees a `Config`.
+it does not know. Nothing below `plan` and `checkpoint` sees a `Config`.
 """
 
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -49,7 +50,7 @@ class ModelConfig:
   image_size: int | None = None
   context_length: int | None = None
   activation: Literal["gelu", "quick_gelu"] | None = None
-  dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the arithmetic
+  dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic
   remat: Literal["none", "dots", "full"] = free("none")
 
 
@@ -101,7 +102,7 @@ class CheckpointConfig:
   every_minutes: float = free(10.0)  # 0 is off
   keep_last: int = free(2)
   keep_best: int = free(1)
-  best_metric: str = free("zeroshot_retrieval/image_retrieval_recall@1")
+  best_metric: str = free("openmoji/zeroshot_retrieval/image_retrieval_recall@1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +175,35 @@ class Config:
         "data.crop_scale must be two shares with 0 < low <= high <= 1, got "
         f"{self.data.crop_scale}; (1, 1) switches cropping off."
       )
+    for name, value, fits, wanted in (
+      ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
+      ("optim.learning_rate", self.optim.learning_rate,
+       0 < self.optim.learning_rate < math.inf, "positive and finite"),
+      ("optim.eps", self.optim.eps, self.optim.eps > 0,
+       "positive: Adam divides 0 by it where a gradient is 0"),
+      ("optim.b1", self.optim.b1, 0 <= self.optim.b1 < 1, "in [0, 1)"),
+      ("optim.b2", self.optim.b2, 0 <= self.optim.b2 < 1, "in [0, 1)"),
+      ("optim.weight_decay", self.optim.weight_decay,
+       0 <= self.optim.weight_decay < math.inf, "0 or more"),
+      ("optim.clip_norm", self.optim.clip_norm,
+       0 <= self.optim.clip_norm < math.inf, "0 (off) or more"),
+      ("objective.top_k", self.objective.top_k,
+       self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),
+      ("objective.initial_scale", self.objective.initial_scale,
+       self.objective.initial_scale is None or self.objective.initial_scale > 0,
+       "positive"),
+      ("model.image_size", self.model.image_size,
+       self.model.image_size is None or self.model.image_size >= 1, "at least 1"),
+    ):  # fmt: skip
+      if not fits:
+        raise ValueError(f"config.{name} must be {wanted}, got {value}.")
     if not 0 <= self.optim.warmup_fraction < 1:
       raise ValueError(
         f"optim.warmup_fraction must lie in [0, 1), got {self.optim.warmup_fraction}."
       )
     if (
       self.eval.checkpoint not in ("latest", "best")
-      and not self.eval.checkpoint.isdigit()
+      and not self.eval.checkpoint.isdecimal()
     ):
       raise ValueError(
         'eval.checkpoint must be "latest", "best" or a step, got '

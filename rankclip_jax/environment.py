@@ -26,18 +26,15 @@ def describe() -> dict[str, object]:
   }
 
 
-def write_once(workdir: pathlib.Path, name: str, text: str) -> None:
-  """Writes a file that later runs in the same workdir leave alone."""
-  path = workdir / name
-  if not path.exists():
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def to_json() -> str:
-  """`describe` as indented JSON."""
-  return json.dumps(describe(), indent=2) + "\n"
+def note(workdir: pathlib.Path, config: str, *, resuming: bool) -> None:
+  """Writes `config.json` and `environment.json`, once a run: resuming keeps them."""
+  environment = json.dumps(describe(), indent=2) + "\n"
+  for name, text in (("config.json", config), ("environment.json", environment)):
+    path = workdir / name
+    if not (resuming and path.exists()):
+      temporary = path.with_suffix(".tmp")
+      temporary.write_text(text, encoding="utf-8")
+      temporary.replace(path)
 
 
 def _commit() -> str | None:

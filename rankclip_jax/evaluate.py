@@ -224,7 +224,7 @@ def save(
       task=r.task,
       metrics=r.metrics,
       model=config.model.name,
-      pretrained=workdir.name,
+      pretrained=workdir.resolve().name,
       extras={**r.extras, "objective": config.objective.name, "step": step},
     )
   path = directory / f"{config.data.source}_embeddings.npz"

@@ -1,13 +1,15 @@
 """Starts the processes' side of a run: distribution, workdir, and one of three modes."""
 
+import contextlib
 import logging
 import pathlib
 import sys
+import traceback
 
 import absl.logging
 import jax
 
-from rankclip_jax import config, environment, evaluate, report, train
+from rankclip_jax import evaluate, report, train
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.evals import results
 
@@ -39,20 +41,32 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
   Raises:
     ValueError: with what to do next, if something does not fit.
   """
+  try:
+    return _run(cfg, workdir)
+  except ValueError:
+    # The user gets one line; whoever looks for a bug gets the rest.
+    with contextlib.suppress(OSError):
+      (workdir / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+    raise
+
+
+def _run(cfg: Config, workdir: pathlib.Path) -> int:
   logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
   logging.getLogger("rankclip_jax").setLevel(logging.INFO)
   absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
-  _join_processes(cfg.distributed)
-  if cfg.mode == "train":
-    _prepare(workdir, cfg)
-    if not train.run(cfg, workdir):
-      return EXIT_STOPPED
-  elif not workdir.is_dir():
+  others = [pathlib.Path(w) for w in cfg.report.compare.split(",") if w]
+  for other in others:
+    if not other.is_dir():
+      raise ValueError(f"config.report.compare names {other}, which does not exist.")
+  if cfg.mode != "train" and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
-  elif cfg.mode == "eval":
+  _join_processes(cfg.distributed)
+  _make_writable(workdir)
+  if cfg.mode == "train" and not train.run(cfg, workdir):
+    return EXIT_STOPPED
+  if cfg.mode == "eval":
     evaluate.run(cfg, workdir)
   if jax.process_index() == 0:
-    others = [pathlib.Path(w) for w in cfg.report.compare.split(",") if w]
     page = report.build([workdir, *others], workdir / "report")
     print(summary(workdir))
     print(f"Report: {page}")
@@ -80,8 +94,8 @@ def _join_processes(settings: DistributedConfig) -> None:
     )
 
 
-def _prepare(workdir: pathlib.Path, cfg: Config) -> None:
-  """Makes the workdir, tries to write to it, and notes what runs and where, once."""
+def _make_writable(workdir: pathlib.Path) -> None:
+  """Makes the workdir and tries to write to it, before any time is spent."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     trial = workdir / f".writable.{jax.process_index()}"
@@ -92,6 +106,3 @@ def _prepare(workdir: pathlib.Path, cfg: Config) -> None:
       f"--workdir={workdir} cannot be written to ({error.strerror}); choose a folder of "
       "yours."
     ) from error
-  if jax.process_index() == 0:
-    environment.write_once(workdir, "config.json", config.to_json(cfg))
-    environment.write_once(workdir, "environment.json", environment.to_json())

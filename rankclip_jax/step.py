@@ -103,6 +103,7 @@ def train_step(
     "lr": jnp.asarray(learning_rate(state.step)),
     "logit_scale": jnp.exp(state.params["logit_scale"]),
     "grad_norm": optax.tree.norm(grads),
+    "update_norm": optax.tree.norm(updates),
   }
   after = TrainState(state.step + 1, params, opt_state, state.rng)
   return after, numbers

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from rankclip_jax import checkpoint, evaluate, metrics
+from rankclip_jax import checkpoint, config, environment, evaluate, metrics
 from rankclip_jax import plan as plans
 from rankclip_jax import state as states
 from rankclip_jax.config import Config
@@ -85,8 +85,8 @@ class Pending:
     """Waits for the pending numbers, writes them, and returns step and numbers.
 
     Raises:
-      NonFiniteError: if the loss or the gradient is not finite; the example ids of the
-        batch are in the message and in `workdir/nonfinite.json`.
+      NonFiniteError: if the loss, a gradient or an update is not finite; the example
+        ids of the batch are in `workdir/nonfinite.<process>.json`.
     """
     if not self._numbers:
       return None
@@ -94,7 +94,7 @@ class Pending:
     now = time.perf_counter()
     seconds, self._last_read = now - self._last_read, now
     self._numbers = {}
-    if not math.isfinite(values["train/loss"]) or not math.isfinite(values["grad_norm"]):
+    if not all(math.isfinite(v) for v in values.values()):
       self._refuse(values)
     values |= {**self._host, "step_seconds": seconds}
     values["examples_per_second"] = self._batch_size / seconds
@@ -116,8 +116,9 @@ class Pending:
     path.write_text(json.dumps({"step": self._step, "example_ids": ids, **bad}) + "\n")
     raise NonFiniteError(
       f"Step {self._step} gave {bad}. No checkpoint was written since; the last good one "
-      f"is untouched. The batch's example ids are {ids} (also in {path.name}). Lower "
-      "optim.learning_rate, set optim.clip_norm=1, or look at these examples."
+      f"is untouched. The batch's example ids are {ids[:8]}... (all {len(ids)} in "
+      f"{path.name}). Lower optim.learning_rate, set optim.clip_norm=1, or look at these "
+      "examples."
     )
 
 
@@ -147,6 +148,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       now = states.create(cfg.seed, p.size, p.objective, p.optimizer, p.mesh)
     else:
       now = restored.state
+    if jax.process_index() == 0:
+      environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
     with contextlib.ExitStack() as stack:
       stack.enter_context(contextlib.closing(saved))
       writer = None
@@ -188,10 +191,10 @@ def _loop(
         # Nothing is measured or saved before the step that led here proved finite.
         _show(progress, pending.read())
       scores = None
-      if evaluating and not stopping:
+      if evaluating and (last or not stopping):
         evaluation = evaluator(state.params)
         scores = evaluation.flat()
-        if writer:
+        if writer and step > start:  # a finished run has its line already
           writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
         progress.say(headline(step, cfg, scores))
       if saving or stopping:
@@ -224,7 +227,7 @@ def _loop(
   saved.wait()
   if evaluation and main_process:
     evaluate.save(evaluation, workdir, cfg, p.num_steps)
-  return not stop.received
+  return True
 
 
 class SaveClock:

@@ -132,6 +132,21 @@ def test_a_damaged_newest_is_named_set_aside_and_passed_over(tmp_path, caplog, h
   assert saved.steps() == [1, 2]
 
 
+def test_torn_scores_are_set_aside_before_orbax_reads_them(tmp_path, caplog):
+  scores = {step: {METRIC: 0.5} for step in (1, 2)}
+  save_steps(tmp_path, [1, 2], scores).close()
+  (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text("")
+  with pytest.raises(ValueError, match="checkpoints/2 is damaged"):
+    open_at(tmp_path, read_only=True)
+  assert open_at(tmp_path).steps() == [1]
+  assert "Checkpoint 2 cannot be read" in caplog.text
+
+
+def test_a_best_metric_that_is_never_measured_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="best_metric 'recall' is not among .*: other"):
+    open_at(tmp_path).save(state_at(1), 1, {}, {"other": 0.5})
+
+
 def test_when_all_are_damaged_nothing_starts_over(tmp_path):
   save_steps(tmp_path, [1, 2]).close()
   for step in "12":

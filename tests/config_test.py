@@ -77,6 +77,10 @@ def test_unknown_keys_are_refused_with_the_nearest(key, message):
     ({"data__batch_size": True}, "must be of type int, got True"),
     ({"data__crop_scale": (0.9, 0.1)}, "crop_scale must be two shares"),
     ({"data__crop_scale": (0.9,)}, "crop_scale must be 2 values"),
+    ({"optim__eps": 0.0}, "optim.eps must be positive"),
+    ({"optim__learning_rate": float("nan")}, "learning_rate must be positive and finite"),
+    ({"seed": -1}, "seed must be from 0"),
+    ({"objective__top_k": 0}, "top_k must be at least 1, got 0"),
     ({"optim__epochs": 0}, "optim.epochs must be at least 1, got 0"),
     ({"optim__warmup_fraction": 1.0}, r"must lie in \[0, 1\), got 1.0"),
     (

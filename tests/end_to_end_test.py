@@ -170,7 +170,9 @@ def test_evaluating_and_reporting_again_change_nothing(undisturbed):
   before, page_before = read(), page.read_bytes()
   (undisturbed / "results" / "openmoji_geometry.json").unlink()
   page.unlink()
-  output = finish(start(undisturbed, "--config.mode=eval"))
+  output = finish(
+    start(undisturbed, "--config.mode=eval", "--config.eval.checkpoint=best")
+  )
   assert read() == before
   assert "recall@1" in output
   page.unlink()

@@ -115,6 +115,12 @@ def test_results_on_disk_carry_what_was_measured(alone, tmp_path):
     np.testing.assert_array_equal(stored["image"], alone.embeddings["image"])
 
 
+def test_the_default_best_metric_is_measured(alone):
+  dataset, metric = config.Config().checkpoint.best_metric.split("/", 1)
+  assert dataset == config.Config().data.source
+  assert f"pictures/{metric}" in alone.flat()
+
+
 def test_evaluating_without_checkpoints_says_what_to_do(tmp_path):
   with pytest.raises(ValueError, match="has no checkpoints; train first"):
     evaluate.run(config.Config(), tmp_path)

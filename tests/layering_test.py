@@ -28,10 +28,10 @@ ALLOWED = {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
   },
   "train": {
-    "checkpoint", "config", "evaluate", "metrics", "models", "plan", "progress",
-    "state", "step",
+    "checkpoint", "config", "environment", "evaluate", "metrics", "models", "plan",
+    "progress", "state", "step",
   },
-  "launcher": {"config", "environment", "evals", "evaluate", "report", "train"},
+  "launcher": {"config", "evals", "evaluate", "report", "train"},
 }  # fmt: skip
 # Libraries that a room must do without.
 FORBIDDEN = {

@@ -50,7 +50,9 @@ def test_numbers_are_written_once_when_read(tmp_path, writer):
 
 @pytest.mark.parametrize("loss, norm", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
 def test_what_is_not_finite_stops_the_run_with_the_examples(tmp_path, writer, loss, norm):
-  with pytest.raises(train.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\]"):
+  with pytest.raises(
+    train.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\].*all 2 in"
+  ):
     pending(tmp_path, writer, loss, norm).read()
   noted = json.loads((tmp_path / "nonfinite.0.json").read_text())
   assert noted["step"] == 3
@@ -90,6 +92,17 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
   assert ids == next(plan.batches_of(cfg, p, 2))["id"].tolist()
 
 
+def test_an_update_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+  """Adam without epsilon divides 0 by 0 while loss and gradient are still finite."""
+  make = plan.optim.optimizer
+  without_eps = lambda rate, **options: make(rate, **{**options, "eps": 0.0})
+  monkeypatch.setattr(plan.optim, "optimizer", without_eps)
+  every = config.CheckpointConfig(every_steps=1)
+  with pytest.raises(train.NonFiniteError, match="Step 1 gave .*update_norm"):
+    train.run(dataclasses.replace(TINY, checkpoint=every), tmp_path)
+  assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+
+
 def test_save_clock(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
@@ -114,6 +127,10 @@ def test_save_clock(monkeypatch):
     ({"data": config.DataConfig(batch_size=4096)}, "3237 examples has no batch of 4096"),
     ({"model": config.ModelConfig(name="huge")}, "Unknown model 'huge'"),
     ({"objective": config.ObjectiveConfig(name="rank")}, "Unknown objective 'rank'"),
+    (
+      {"objective": config.ObjectiveConfig(name="clip", decay="log")},
+      "'clip' ranks nothing, so decay would do nothing",
+    ),
     ({"mesh": config.MeshConfig(fsdp=3)}, "does not make the 8 devices"),
     (
       {"objective": config.ObjectiveConfig(name="rankclip_released")},

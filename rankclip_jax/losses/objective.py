@@ -87,18 +87,27 @@ PRESETS: dict[str, Objective] = {
 }
 
 
+_OF_RANKING = {"ramp", "ramp_slope", "ramp_ceiling", "decay", "top_k", "ties", "eps"}
+
+
 def named(name: str, **changes: Any) -> Objective:
   """The preset called `name`, with those of its fields changed that are not None.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name, or an option of terms that are switched off.
   """
   if name not in PRESETS:
     close = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ValueError(f"Unknown objective {name!r}; there are {', '.join(PRESETS)}.{hint}")
   changes = {field: value for field, value in changes.items() if value is not None}
-  return dataclasses.replace(PRESETS[name], **changes)
+  changed = dataclasses.replace(PRESETS[name], **changes)
+  if idle := sorted(_OF_RANKING & changes.keys()) if not changed.ranks else []:
+    raise ValueError(
+      f"The objective {name!r} ranks nothing, so {', '.join(idle)} would do nothing; "
+      "choose rankclip, or set cross_modal_weight or in_modal_weight."
+    )
+  return changed
 
 
 def rank_weight(

@@ -65,7 +65,7 @@ class TwoTowerSize:
     for field, choices in (
       ("activation", layers.ACTIVATIONS),
       ("remat", layers.REMAT),
-      ("dtype", ("float32", "bfloat16", "float16")),
+      ("dtype", ("float32", "bfloat16")),
     ):
       if getattr(self, field) not in choices:
         raise ValueError(
