@@ -203,4 +203,5 @@ def test_facts_survive_json():
     "resize_mode": "shortest",
     "augment_scale": [0.8, 1.0],
   }
-  assert transforms.Preprocess(64).facts()["augment_scale"] is None
+  plain = transforms.Preprocess(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+  assert plain.facts()["augment_scale"] is None
