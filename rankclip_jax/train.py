@@ -213,8 +213,9 @@ def _loop(
       batch = next(batches)
       waited = time.perf_counter() - began
       ids = batch.pop("id")
-      with jax.transfer_guard("disallow"):
-        state, numbers = step_fn(state, evaluate.global_batch(batch, p.mesh))
+      rows = evaluate.global_batch(batch, p.mesh)
+      with jax.transfer_guard("disallow"):  # nothing else may cross unseen
+        state, numbers = step_fn(state, rows)
       _show(progress, pending.read())
       pending.push(
         step + 1,

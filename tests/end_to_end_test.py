@@ -46,7 +46,10 @@ def start(workdir, *flags, devices=1) -> subprocess.Popen[str]:
 
 
 def finish(process, code=0) -> str:
-  output, _ = process.communicate(timeout=300)
+  try:
+    output, _ = process.communicate(timeout=300)
+  finally:
+    process.kill()
   assert process.returncode == code, output
   return output
 
