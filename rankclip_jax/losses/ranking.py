@@ -124,8 +124,8 @@ def _descending_order(reference: Array, where: Array) -> Array:
 def _suffix_logsumexp(p: Array) -> Array:
   """`L_k = logsumexp_{j >= k} p_j`.
 
-  A scan of logaddexp never leaves log space, so nothing underflows at any temperature;
-  on CPU it is 17 times faster than `lax.cumlogsumexp`.
+  A scan of logaddexp never leaves log space, so nothing underflows at any temperature; on
+  CPU it is faster than `lax.cumlogsumexp`.
   """
   return jax.lax.associative_scan(jnp.logaddexp, p, reverse=True, axis=p.ndim - 1)
 

@@ -35,7 +35,7 @@ class VisionTransformer(nnx.Module):
     num_patches = (image_size // patch_size) ** 2
     self.patch_size = patch_size
     # A convolution whose stride is its kernel is a matmul of flattened patches; written
-    # as one it takes a seventh of the time on CPU.
+    # as one it is faster on CPU.
     self.patches = nnx.Linear(
       patch_size * patch_size * 3,
       width,
