@@ -66,10 +66,20 @@ class ObjectiveConfig:
   ramp_ceiling: float | None = None
   decay: Literal["none", "log"] | None = None
   top_k: int | None = None
+  anchor_stride: int | None = None
   ties: Literal["random", "index"] | None = None
   cyclic_cross_modal_weight: float | None = None
   cyclic_in_modal_weight: float | None = None
   initial_scale: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockingConfig:
+  """How the loss is cut into chunks (`losses.blocked.Blocking`)."""
+
+  chunk_rows: int | None = free(None)  # None is as many as fit into memory_mib
+  memory_mib: int = free(256)  # of a device, for one chunk
+  order: Literal["auto", "packed", "payload", "short", "exact", "native"] = free("auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +94,8 @@ class OptimConfig:
   eps: float = 1e-8
   weight_decay: float = 0.1
   clip_norm: float = 0.0  # of the whole gradient; 0 is off
+  # The batch is embedded in so many pieces; changes memory, not numbers.
+  micro_batches: int = free(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +159,7 @@ class Config:
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
+  blocking: BlockingConfig = BlockingConfig()
   optim: OptimConfig = OptimConfig()
   mesh: MeshConfig = MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -166,6 +179,7 @@ class Config:
     _at_least(1, "data.num_threads", self.data.num_threads)
     _at_least(1, "data.prefetch", self.data.prefetch)
     _at_least(1, "optim.epochs", self.optim.epochs)
+    _at_least(1, "optim.micro_batches", self.optim.micro_batches)
     _at_least(1, "log.every_steps", self.log.every_steps)
     _at_least(1, "eval.batch_size", self.eval.batch_size)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
@@ -189,6 +203,13 @@ class Config:
        0 <= self.optim.clip_norm < math.inf, "0 (off) or more"),
       ("objective.top_k", self.objective.top_k,
        self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),
+      ("objective.anchor_stride", self.objective.anchor_stride,
+       self.objective.anchor_stride is None or self.objective.anchor_stride >= 1,
+       "at least 1"),
+      ("blocking.chunk_rows", self.blocking.chunk_rows,
+       self.blocking.chunk_rows is None or self.blocking.chunk_rows >= 1, "at least 1"),
+      ("blocking.memory_mib", self.blocking.memory_mib, self.blocking.memory_mib >= 1,
+       "at least 1"),
       ("objective.initial_scale", self.objective.initial_scale,
        self.objective.initial_scale is None or self.objective.initial_scale > 0,
        "positive"),

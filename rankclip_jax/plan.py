@@ -14,6 +14,7 @@ from rankclip_jax.config import Config
 from rankclip_jax.data import pipeline, transforms
 from rankclip_jax.data.openmoji import OpenMoji
 from rankclip_jax.data.tokenizer import Tokenizer
+from rankclip_jax.losses import blocked
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import two_tower
 
@@ -31,12 +32,19 @@ class Plan:
   tokenizer: Tokenizer
   epoch_steps: int
   num_steps: int
+  micro_batches: int
+  blocking: blocked.Blocking
 
 
 def make(cfg: Config) -> Plan:
   """Resolves names and checks, before any time is spent, that everything fits."""
   mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp)
-  sharding.check_batch(cfg.data.batch_size, mesh, jax.process_count())
+  sharding.check_batch(
+    cfg.data.batch_size,
+    mesh,
+    jax.process_count(),
+    micro_batches=cfg.optim.micro_batches,
+  )
   changes = dataclasses.asdict(cfg.objective)
   objective = objectives.named(changes.pop("name"), **changes)
   size = size_of(cfg)
@@ -67,6 +75,8 @@ def make(cfg: Config) -> Plan:
     tokenizer=Tokenizer(size.context_length),
     epoch_steps=epoch_steps,
     num_steps=num_steps,
+    micro_batches=cfg.optim.micro_batches,
+    blocking=blocked.Blocking(**dataclasses.asdict(cfg.blocking)),
   )
 
 
@@ -90,7 +100,7 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
     "config": dataclasses.asdict(cfg),
     "size": dataclasses.asdict(p.size),
     "objective": dataclasses.asdict(p.objective),
-    "logit_bias": p.objective.initial_bias is not None,
+    "logit_bias": p.objective.has_bias,
     "tokenizer": p.tokenizer.facts(),
     "preprocessing": preprocess.facts(),
     "num_steps": p.num_steps,

@@ -48,16 +48,37 @@ def make_mesh(
   )
 
 
-def check_batch(batch_size: int, mesh: Mesh, num_processes: int = 1) -> None:
-  """Refuses a global batch that the devices or the processes cannot share equally."""
-  if batch_size % mesh.size or batch_size % num_processes:
-    unit = math.lcm(mesh.size, num_processes)
-    lower = batch_size // unit * unit
-    nearest = lower if lower and batch_size - lower <= unit / 2 else lower + unit
+def check_batch(
+  batch_size: int, mesh: Mesh, num_processes: int = 1, *, micro_batches: int = 1
+) -> None:
+  """Refuses a global batch that devices, processes or micro-batches cannot share equally.
+
+  Raises:
+    ValueError: naming the nearest batch size, and the nearest number of micro-batches,
+      that fit.
+  """
+  unit = math.lcm(mesh.size, num_processes)
+  if batch_size % unit:
     raise ValueError(
       f"data.batch_size {batch_size} is global and does not divide by the {mesh.size} "
-      f"devices; the nearest that does is {nearest}."
+      f"devices; the nearest that does is {_nearest_multiple(batch_size, unit)}."
     )
+  rows = batch_size // mesh.size
+  if rows % micro_batches:
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    pieces = min(divisors, key=lambda n: abs(n - micro_batches))
+    nearest = _nearest_multiple(batch_size, math.lcm(mesh.size * micro_batches, unit))
+    raise ValueError(
+      f"data.batch_size {batch_size} gives each of the {mesh.size} devices {rows} rows, "
+      f"which optim.micro_batches={micro_batches} does not divide; the nearest that fit "
+      f"are optim.micro_batches={pieces} or data.batch_size={nearest}."
+    )
+
+
+def _nearest_multiple(n: int, unit: int) -> int:
+  """The positive multiple of `unit` nearest to `n`; of two, the lower."""
+  lower = n // unit * unit
+  return lower if lower and n - lower <= unit / 2 else lower + unit
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray
 
-from rankclip_jax import sharding
+from rankclip_jax import accumulate, sharding
+from rankclip_jax.losses import blocked
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import two_tower
 from rankclip_jax.plan import Plan
@@ -29,16 +30,17 @@ def global_loss(
   bias: Array | None,
   rank_weight: Array,
   tie_key: PRNGKeyArray,
+  blocking: blocked.Blocking = blocked.Blocking(),
 ) -> tuple[Array, dict[str, Array]]:
-  """`objective.evaluate` over embeddings [batch, dim] spread over the mesh.
+  """`blocked.evaluate` over embeddings [batch, dim] spread over the mesh.
 
-  Every device gathers the embeddings once, with their gradient, and computes the rows
-  of the similarity matrices that belong to its own examples.
+  Every device gathers the embeddings once and computes the rows of the similarity
+  matrices that belong to its own examples, some at a time.
   """
   rows, whole = P(sharding.BATCH_AXES), P()
 
   def local(image, text, log_scale, bias, rank_weight, tie_key):
-    return objectives.evaluate(
+    return blocked.evaluate(
       objective,
       image,
       text,
@@ -47,6 +49,8 @@ def global_loss(
       rank_weight=rank_weight,
       tie_key=tie_key,
       axis_name=sharding.BATCH_AXES,
+      blocking=blocking,
+      platform=mesh.devices.flat[0].platform,
     )
 
   return jax.shard_map(
@@ -65,32 +69,48 @@ def train_step(
   mesh: Mesh,
   num_steps: int,
   epoch_steps: int,
+  micro_batches: int = 1,
+  blocking: blocked.Blocking = blocked.Blocking(),
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of gradient descent on one global batch.
 
   Args:
     state: before the step.
     batch: "image" uint8 [batch, size, size, 3] and "tokens" int32 [batch, length].
+    micro_batches: pieces in which the towers work through the batch, see `accumulate`;
+      the loss is always of the whole batch.
+    blocking: how the loss is cut.
 
   Returns:
     The state after the step, and the step's metrics by name.
+
+  Raises:
+    ValueError: if the rows of a device do not divide by `micro_batches`.
   """
   rank_weight = objectives.rank_weight(
     objective, state.step, num_steps=num_steps, epoch_steps=epoch_steps
   )
   tie_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-  def loss_of(params):
+  def embed(params, batch):
     model = nnx.merge(graph, params)
+    return model.encode_image(batch["image"]), model.encode_text(batch["tokens"])
+
+  in_pieces = accumulate.in_pieces(embed, mesh, micro_batches)
+  embed_all = embed if micro_batches == 1 else in_pieces
+
+  def loss_of(params):
+    image, text = embed_all(params, batch)
     return global_loss(
       objective,
       mesh,
-      model.encode_image(batch["image"]),
-      model.encode_text(batch["tokens"]),
+      image,
+      text,
       log_scale=params["logit_scale"],
       bias=params.get("logit_bias"),
       rank_weight=rank_weight,
       tie_key=tie_key,
+      blocking=blocking,
     )
 
   (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -111,7 +131,7 @@ def train_step(
 
 def compile_step(p: Plan) -> Callable[[TrainState, Mapping[str, Array]], Any]:
   """`train_step` for a plan: jitted, sharded, and the old state's memory given back."""
-  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.initial_bias is not None)
+  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.has_bias)
   shapes = abstract(p.size, p.objective, p.optimizer, p.mesh)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   step = functools.partial(
@@ -123,6 +143,8 @@ def compile_step(p: Plan) -> Callable[[TrainState, Mapping[str, Array]], Any]:
     mesh=p.mesh,
     num_steps=p.num_steps,
     epoch_steps=p.epoch_steps,
+    micro_batches=p.micro_batches,
+    blocking=p.blocking,
   )
   return jax.jit(
     step,

@@ -263,7 +263,7 @@ def agree(step: int, *flags: bool) -> tuple[bool, ...]:
 
 
 def evaluator_of(cfg: Config, p: plans.Plan) -> evaluate.Evaluator:
-  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.initial_bias is not None)
+  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.has_bias)
   return evaluate.Evaluator(
     graph,
     p.mesh,

@@ -82,6 +82,7 @@ def test_unknown_keys_are_refused_with_the_nearest(key, message):
     ({"seed": -1}, "seed must be from 0"),
     ({"objective__top_k": 0}, "top_k must be at least 1, got 0"),
     ({"optim__epochs": 0}, "optim.epochs must be at least 1, got 0"),
+    ({"optim__micro_batches": 0}, "optim.micro_batches must be at least 1, got 0"),
     ({"optim__warmup_fraction": 1.0}, r"must lie in \[0, 1\), got 1.0"),
     (
       {"eval__checkpoint": "newest"},
@@ -154,7 +155,11 @@ def test_contradictions_name_the_fields_that_decide_the_result():
   c = config.Config()
   saved = json.loads(config.to_json(c))
   moved = dataclasses.replace(
-    c, mode="eval", mesh=config.MeshConfig(fsdp=2), log=config.LogConfig(every_steps=9)
+    c,
+    mode="eval",
+    mesh=config.MeshConfig(fsdp=2),
+    log=config.LogConfig(every_steps=9),
+    optim=config.OptimConfig(micro_batches=4),
   )
   assert config.contradictions(saved, moved) == []
   other = dataclasses.replace(

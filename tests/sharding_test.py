@@ -39,6 +39,24 @@ def test_batch_that_does_not_divide_names_both_numbers_and_the_nearest(batch, ne
   sharding.check_batch(nearest, mesh)
 
 
+@pytest.mark.parametrize(
+  "batch, micro_batches, pieces, nearest",
+  [(96, 5, 4, 80), (32, 3, 2, 24), (64, 9, 8, 72), (8, 2, 1, 16), (504, 64, 63, 512)],
+)
+def test_micro_batches_that_do_not_divide_name_the_nearest_that_fit(
+  batch, micro_batches, pieces, nearest
+):
+  mesh = sharding.make_mesh()
+  with pytest.raises(
+    ValueError,
+    match=rf"{batch // 8} rows, which optim.micro_batches={micro_batches} does not .*"
+    rf"micro_batches={pieces} or data.batch_size={nearest}\.",
+  ):
+    sharding.check_batch(batch, mesh, micro_batches=micro_batches)
+  sharding.check_batch(batch, mesh, micro_batches=pieces)
+  sharding.check_batch(nearest, mesh, micro_batches=micro_batches)
+
+
 @given(
   st.lists(st.sampled_from([1, 3, 8, 64, 96, 100, 4096]), min_size=0, max_size=4),
   st.sampled_from([1, 2, 4, 8]),

@@ -37,7 +37,7 @@ def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS):
   wanted = objective.PRESETS[name]
   start = state.create(0, size, wanted, optimizer, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, start)
-  graph, _ = two_tower.abstract(size, with_bias=wanted.initial_bias is not None)
+  graph, _ = two_tower.abstract(size, with_bias=wanted.has_bias)
   step = jax.jit(
     functools.partial(
       train_step, graph=graph, objective=wanted, optimizer=optimizer,

@@ -2,21 +2,19 @@
 
     L = L_CLIP + w(t) [lambda_in L_in + lambda_cross L_cross] + cyclic terms
 
-(RankCLIP Eq. 7; the ramp w is the released code's.) `evaluate` works on the rows that
-one device holds: give it an axis name and it gathers the rest.
+(RankCLIP Eq. 7; the ramp w is the released code's.) `plain.evaluate` computes it in the
+readable form, `blocked.evaluate` in the one that trains.
 """
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from rankclip_jax.losses import contrastive, ranking
+from rankclip_jax.losses import ranking
 
 LOG_MAX_SCALE = math.log(100.0)  # Radford et al. 2021, Sec. 2.5
 RELEASED_EPS = 1e-10  # what the released ListMLE adds inside the logarithm
@@ -42,6 +40,8 @@ class Objective:
     cyclic_cross_modal_weight, cyclic_in_modal_weight: CyCLIP's two terms.
     initial_scale, initial_bias: of the logits; a bias of None means there is none.
     log_scale_range: the learned log-temperature is clamped to it after every step.
+    anchor_stride: only every so many-th row, from a random first one, is the anchor of
+      ranked lists (as long as ever): an unbiased estimate at a fraction of the cost.
   """
 
   contrastive: Literal["softmax", "sigmoid"] = "softmax"
@@ -59,11 +59,22 @@ class Objective:
   initial_scale: float = 1.0 / 0.07
   initial_bias: float | None = None
   log_scale_range: tuple[float, float] = (0.0, LOG_MAX_SCALE)
+  anchor_stride: int = 1
 
   @property
   def ranks(self) -> bool:
     """Whether any list-wise term is on."""
     return self.cross_modal_weight != 0.0 or self.in_modal_weight != 0.0
+
+  @property
+  def draws(self) -> bool:
+    """Whether it needs a key for every step."""
+    return self.ranks and (self.ties == "random" or self.anchor_stride > 1)
+
+  @property
+  def has_bias(self) -> bool:
+    """Whether the logits have a learned bias."""
+    return self.initial_bias is not None
 
 
 _RANKCLIP = Objective(cross_modal_weight=RANK_WEIGHT, in_modal_weight=RANK_WEIGHT)
@@ -87,7 +98,16 @@ PRESETS: dict[str, Objective] = {
 }
 
 
-_OF_RANKING = {"ramp", "ramp_slope", "ramp_ceiling", "decay", "top_k", "ties", "eps"}
+_OF_RANKING = {
+  "ramp",
+  "ramp_slope",
+  "ramp_ceiling",
+  "decay",
+  "top_k",
+  "ties",
+  "eps",
+  "anchor_stride",
+}
 
 
 def named(name: str, **changes: Any) -> Objective:
@@ -132,106 +152,3 @@ def rank_weight(
       )
   progress = jnp.asarray(now, jnp.float32) / max(last, 1)
   return jnp.clip(objective.ramp_slope * progress, 0.0, objective.ramp_ceiling)
-
-
-def evaluate(
-  objective: Objective,
-  image: Float[Array, "rows dim"],
-  text: Float[Array, "rows dim"],
-  *,
-  log_scale: Float[Array, ""],
-  bias: Float[Array, ""] | None = None,
-  rank_weight: Float[Array, ""] | float = 1.0,
-  tie_key: PRNGKeyArray | None = None,
-  axis_name: Hashable | Sequence[Hashable] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The loss over the global batch, and every term of it by name.
-
-  Args:
-    objective: what to minimise.
-    image, text: L2-normalised embeddings of matched rows, this device's share.
-    log_scale: s = exp(log_scale) multiplies the cosines.
-    bias: added to the logits of the sigmoid loss.
-    rank_weight: w, see `rank_weight`.
-    tie_key: one key for the whole batch; needed when ties are random.
-    axis_name: mesh axes over which rows are spread. Embeddings are gathered with their
-      gradient and every device computes only its own rows of the similarity matrices.
-      Differentiate around `shard_map`; a gradient taken inside it needs its check_vma,
-      without which jax sums the loss's gradient once for every device.
-
-  Returns:
-    The loss, and its unweighted terms with `rank_loss`, their weighted sum. Both are the
-    same on every device.
-
-  Raises:
-    ValueError: if shapes differ, or a key or a bias that the objective needs is missing.
-  """
-  _check(objective, image, text, bias, tie_key)
-  image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-  gather = lambda x: x
-  mean = jnp.mean
-  first_row = 0
-  if axis_name is not None:
-    gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True)
-    mean = lambda x: jax.lax.pmean(jnp.mean(x), axis_name)
-    first_row = jax.lax.axis_index(axis_name) * image.shape[0]
-  positive = first_row + jnp.arange(image.shape[0])
-  all_image, all_text = gather(image), gather(text)
-  s = jnp.exp(log_scale.astype(jnp.float32))
-
-  cos_it, cos_ti = _cosines(image, all_text), _cosines(text, all_image)
-  if objective.contrastive == "softmax":
-    rows = contrastive.info_nce(s * cos_it, positive)
-    rows = 0.5 * (rows + contrastive.info_nce(s * cos_ti, positive))
-  else:
-    assert bias is not None  # `_check` has seen to it
-    rows = contrastive.sigmoid(s * cos_it + bias, positive)
-  terms = {"contrastive_loss": mean(rows)}
-  loss = terms["contrastive_loss"]
-
-  in_modal = objective.in_modal_weight or objective.cyclic_in_modal_weight
-  cos_ii = _cosines(image, all_image) if in_modal else None
-  cos_tt = _cosines(text, all_text) if in_modal else None
-  pairs = {"cross_modal": (cos_it, cos_ti), "in_modal": (cos_ii, cos_tt)}
-
-  rank_loss = 0.0
-  for name, (a, b) in pairs.items():
-    if weight := getattr(objective, f"{name}_weight"):
-      rows = ranking.consistency(
-        s * a,
-        s * b,
-        decay=objective.decay,
-        top_k=objective.top_k,
-        tie_key=tie_key if objective.ties == "random" else None,
-        eps=objective.eps,
-      )
-      terms[f"{name}_loss"] = mean(rows)
-      rank_loss += rank_weight * weight * terms[f"{name}_loss"]
-    if weight := getattr(objective, f"cyclic_{name}_weight"):
-      terms[f"cyclic_{name}_loss"] = mean(contrastive.cyclic(a, b))
-      loss += weight * terms[f"cyclic_{name}_loss"]
-  if objective.ranks:
-    terms |= {"rank_loss": rank_loss, "rank_weight": jnp.float32(rank_weight)}
-  return loss + rank_loss, terms
-
-
-def _cosines(rows: Array, columns: Array) -> Array:
-  """Row-wise similarities. Full float32: TF32 or bf16 passes would decide the order."""
-  return jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def _check(objective, image, text, bias, tie_key) -> None:
-  if image.shape != text.shape or image.ndim != 2:
-    raise ValueError(
-      "image and text must be matched embeddings of one shape [rows, dim], got "
-      f"{image.shape} and {text.shape}."
-    )
-  if objective.ranks and objective.ties == "random" and tie_key is None:
-    raise ValueError(
-      'ties="random" needs tie_key; pass a PRNG key for this step or use ties="index".'
-    )
-  if (objective.contrastive == "sigmoid") != (bias is not None):
-    raise ValueError(
-      "The sigmoid loss takes a bias and the softmax loss none, got "
-      f"contrastive={objective.contrastive!r} with bias={bias}."
-    )

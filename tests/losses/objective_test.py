@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rankclip_jax.losses import objective as objectives
+from rankclip_jax.losses import plain
 from rankclip_jax.losses.objective import PRESETS, Objective
 
 ROWS, DIM = 8, 5
@@ -100,7 +101,7 @@ def formula_gradients(name, params, w):
 
 
 def loss_of(objective, params, *, w=RAMP, seed=0, axis_name=None):
-  return objectives.evaluate(
+  return plain.evaluate(
     objective,
     params["image"],
     params["text"],
@@ -654,7 +655,7 @@ def test_named_suggests_a_name():
 
 def call(name="rankclip", image=(4, 3), text=(4, 3), **options):
   defaults = {"log_scale": jnp.float32(1.0), "tie_key": jax.random.key(0)}
-  return objectives.evaluate(
+  return plain.evaluate(
     PRESETS[name], jnp.ones(image), jnp.ones(text), **(defaults | options)
   )
 

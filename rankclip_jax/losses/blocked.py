@@ -1,0 +1,295 @@
+"""The objective over a large batch: some rows at a time, with their gradient at once.
+
+Every device takes its rows of the similarity matrices in chunks, against the gathered
+embeddings of the whole batch. A chunk yields its share of the loss *and* of every
+gradient; what it adds to the gradients of gathered embeddings is summed over chunks, then
+over devices by a reduce-scatter. No N x N matrix exists at any time, and the backward pass
+of the whole operation is a multiplication. docs/scaling.md has the costs.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from rankclip_jax.losses import listwise, manual, native, order, terms
+from rankclip_jax.losses import objective as objectives
+
+MIB = 2**20
+# What the compilers for H100 and TPU v5e allot: see tests/aot.
+CHUNK_FLOATS = 13  # a chunk's similarities, gradients, keys: for each of its C x N pairs
+BATCH_FLOATS = 5  # gathered embeddings and their gradients: for each of N x D numbers
+# Below this the kernel's compilation takes longer than it saves in a day.
+NATIVE_LENGTH = 1024
+
+log = logging.getLogger(__name__)
+
+Order = Literal["auto", "packed", "payload", "short", "exact", "native"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocking:
+  """How the work is cut. None of it changes the loss beyond the resolution of an order.
+
+  Attributes:
+    chunk_rows: rows taken at once; None is as many as fit into `memory_mib`.
+    memory_mib: what the temporaries of a chunk may take.
+    order: a backend of `order`, or "native", the CPU kernel; "auto" is `choose`'s.
+  """
+
+  chunk_rows: int | None = None
+  memory_mib: int = 256
+  order: Order = "auto"
+
+
+class Blocks(NamedTuple):
+  """A `Blocking` resolved for one shape and platform."""
+
+  rows: int
+  order: order.Backend | native.Backend
+  predicted_bytes: int
+
+
+def choose(
+  blocking: Blocking, *, rows: int, length: int, dim: int, platform: str
+) -> Blocks:
+  """Chunk rows and order for `rows` of a global batch of `length` on a device.
+
+  Raises:
+    ValueError: for an order whose index bits do not fit, or not of this platform.
+  """
+  backend = blocking.order
+  if backend == "auto":
+    backend = "packed" if length <= order.LONGEST["packed"] else "exact"
+    if platform == "cpu" and length >= NATIVE_LENGTH and native.available():
+      backend = "native"
+  if backend == "native" and platform != "cpu":
+    raise ValueError(f'order="native" is a CPU kernel, got {platform}; use order="auto".')
+  if backend != "native":
+    order.check(backend, length)
+  chunk = blocking.chunk_rows
+  if chunk is None:
+    chunk = _rows_within(blocking.memory_mib * MIB, rows, length)
+  elif chunk < 1:
+    raise ValueError(f"chunk_rows must be at least 1, got {chunk}; None chooses it.")
+  chunk = min(chunk, rows)
+  floats = CHUNK_FLOATS * chunk * length + BATCH_FLOATS * length * dim
+  return Blocks(chunk, backend, 4 * floats)
+
+
+def evaluate(
+  objective: objectives.Objective,
+  image: Float[Array, "rows dim"],
+  text: Float[Array, "rows dim"],
+  *,
+  log_scale: Float[Array, ""],
+  bias: Float[Array, ""] | None = None,
+  rank_weight: Float[Array, ""] | float = 1.0,
+  tie_key: PRNGKeyArray | None = None,
+  ids: Int[Array, " rows"] | None = None,
+  axis_name: Hashable | Sequence[Hashable] | None = None,
+  blocking: Blocking = Blocking(),
+  platform: str | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """`plain.evaluate`, in memory linear in the batch.
+
+  Args:
+    objective, image, text, log_scale, bias, rank_weight, tie_key, ids, axis_name: as
+      there. Only the loss has a gradient, not its terms.
+    blocking: how the work is cut.
+    platform: "cpu", "gpu" or "tpu", where it will run; None is JAX's default.
+
+  Raises:
+    ValueError: as `plain.evaluate` and `choose`, and for a temperature at which the
+      exponentials of one list leave float32.
+  """
+  terms.check(objective, image, text, bias, tie_key)
+  listwise.check_scale(objective.log_scale_range[1])
+  (rows, dim), devices = image.shape, 1
+  if axis_name is not None:
+    devices = jax.lax.axis_size(axis_name)
+  blocks = choose(
+    blocking,
+    rows=rows,
+    length=rows * devices,
+    dim=dim,
+    platform=platform or jax.default_backend(),
+  )
+  if objective.ranks:
+    _tell(blocks, rows * devices)
+  params = {"image": image, "text": text, "log_scale": log_scale}
+  if bias is not None:
+    params["bias"] = bias
+  job = _Job(objective, axis_name, blocks)
+  loss, named = _loss(job, params, _Context(jnp.float32(rank_weight), tie_key, ids))
+  return loss, jax.lax.stop_gradient(named)
+
+
+class _Job(NamedTuple):
+  objective: objectives.Objective
+  axis_name: Any
+  blocks: Blocks
+
+
+class _Context(NamedTuple):
+  """What the loss depends on and is not differentiated by."""
+
+  rank_weight: Float[Array, ""]
+  tie_key: PRNGKeyArray | None
+  ids: Int[Array, " rows"] | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(job: _Job, params: dict[str, Array], context: _Context):
+  return _value_and_gradient(job, params, context)[0]
+
+
+def _backward(job, gradient, cotangents):
+  loss_bar, _ = cotangents
+  return {k: (loss_bar * v).astype(v.dtype) for k, v in gradient.items()}, None
+
+
+def _value_and_gradient(job, params, context):
+  """(loss, terms) over the global batch, and the loss's gradient by `params`."""
+  objective, axis_name, _ = job
+  here = terms.Items(
+    params["image"].astype(jnp.float32), params["text"].astype(jnp.float32), context.ids
+  )
+  rows = here.image.shape[0]
+  row, columns = jnp.arange(rows), here
+  if axis_name is not None:
+    row += jax.lax.axis_index(axis_name) * rows
+    columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), here)
+  length = columns.image.shape[0]
+  place = None
+  if objective.ranks and objective.ties == "random":
+    # Ties go by index, so random ties are a random numbering of the columns.
+    shuffle = jax.random.permutation(context.tie_key, length)
+    place = jnp.zeros_like(shuffle).at[shuffle].set(jnp.arange(length))
+    row = place[row]
+    columns = jax.tree.map(lambda x: x[shuffle], columns)
+  weight = jnp.full(rows, 1.0 / length)
+  scalars = {k: v for k, v in params.items() if k in ("log_scale", "bias")}
+  # Zeros that may differ between devices, and scalars that do not sum over them yet.
+  zeros = jax.tree.map(jnp.zeros_like, (scalars, columns[:2]))
+  scalars, zeros = manual.varying((scalars, zeros), manual.axes_of(columns.image))
+  run = functools.partial(_over_chunks, job, columns, scalars, context.rank_weight)
+
+  if not (objective.ranks and objective.anchor_stride > 1):
+    sums, by_row, (by_scalar, by_column) = run(here, row, weight, zeros)
+  else:
+    every = objective.anchor_stride
+    first = terms.first_anchor(objective, context.tie_key)
+    pick = lambda x: x.reshape(-1, every, *x.shape[1:])[:, first]
+    anchors = jax.tree.map(pick, (here, row, every * weight))
+    sums, by_row, total = run(here, row, weight, zeros, ranks=False)
+    more, by_anchor, (by_scalar, by_column) = run(*anchors, total, contrasts=False)
+    put = lambda x, y: (
+      x.reshape(-1, every, x.shape[-1]).at[:, first].add(y).reshape(x.shape)
+    )
+    sums, by_row = sums | more, jax.tree.map(put, by_row, by_anchor)
+
+  if place is not None:
+    by_column = jax.tree.map(lambda x: x[place], by_column)
+  if axis_name is not None:
+    sums, by_scalar = jax.lax.psum((sums, by_scalar), axis_name)
+    scatter = lambda x: jax.lax.psum_scatter(x, axis_name, tiled=True)
+    by_column = jax.tree.map(scatter, by_column)
+  image, text = jax.tree.map(jnp.add, by_row, by_column)
+  value = terms.total(objective, sums, context.rank_weight)
+  return value, {"image": image, "text": text, **by_scalar}
+
+
+_loss.defvjp(_value_and_gradient, _backward)
+
+
+def _over_chunks(
+  job, columns, scalars, rank_weight, rows, positive, weight, start, **which
+):
+  """Weighted sums of the terms of `rows`, and the gradients of the loss they make.
+
+  Returns:
+    The sums by name, the gradient by the rows' embeddings, and `start` plus those by
+    `scalars` and by the columns' embeddings.
+  """
+  objective, axis_name, blocks = job
+  norm = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
+  reach = norm * jnp.exp(scalars["log_scale"])  # bounds what is ranked
+  options = listwise.Options(
+    objective.decay, objective.top_k, objective.eps, blocks.order
+  )
+
+  def loss(rows, columns, scalars, positive, weight):
+    consistency = lambda a, b, where: listwise.consistency(options, a, b, reach, where)
+    values = terms.terms_of_rows(
+      objective,
+      rows,
+      columns,
+      positive,
+      scalars["log_scale"],
+      scalars.get("bias"),
+      consistency=consistency,
+      **which,
+    )
+    sums = {name: jnp.sum(weight * x) for name, x in values.items()}
+    return terms.total(objective, sums, rank_weight)[0], sums
+
+  def chunk(total, xs):
+    rows, positive, weight = xs
+    of_embeddings = lambda pair, items, scalars: loss(
+      rows._replace(image=pair[0], text=pair[1]),
+      columns._replace(image=items[0], text=items[1]),
+      scalars,
+      positive,
+      weight,
+    )
+    gradients, sums = jax.grad(of_embeddings, argnums=(0, 1, 2), has_aux=True)(
+      rows[:2], columns[:2], scalars
+    )
+    by_row, by_column, by_scalar = gradients
+    total = jax.tree.map(jnp.add, total, (by_scalar, by_column))
+    return total, (sums, by_row)
+
+  count = len(weight)
+  pieces = -(-count // blocks.rows)
+  size = -(-count // pieces)
+  cut = lambda x: _padded(x, pieces * size).reshape(pieces, size, *x.shape[1:])
+  total, (sums, by_row) = jax.lax.scan(
+    chunk, start, jax.tree.map(cut, (rows, positive, weight))
+  )
+  join = lambda x: x.reshape(pieces * size, *x.shape[2:])[:count]
+  return {k: v.sum(0) for k, v in sums.items()}, jax.tree.map(join, by_row), total
+
+
+def _padded(x: Array, length: int) -> Array:
+  """Rows of zeros: of weight 0, they add nothing."""
+  return jnp.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def _rows_within(budget: int, rows: int, length: int) -> int:
+  """The most rows whose temporaries fit, preferring a divisor of `rows`."""
+  most = min(max(budget // (4 * CHUNK_FLOATS * length), 1), rows)
+  divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
+  return divisor if 2 * divisor >= most else most
+
+
+def _tell(blocks: Blocks, length: int) -> None:
+  ties = (
+    "exact in float32"
+    if blocks.order == "native"
+    else f"resolution {order.resolution(blocks.order, length):.1g} of the range"
+  )
+  log.info(
+    "Ranking %d x %d: %d rows at once, order by %s (%s), about %d MiB a device.",
+    length,
+    length,
+    blocks.rows,
+    blocks.order,
+    ties,
+    blocks.predicted_bytes / MIB,
+  )

@@ -1,0 +1,168 @@
+"""The Plackett-Luce likelihood with its gradient in the same pass.
+
+With p in the order of the reference, S_k = sum_{j >= k} exp p_j and
+
+    NLL = sum_k mu_k (log S_k - p_k)
+    dNLL / dp_k = exp(p_k) sum_{i <= k} mu_i / S_i - mu_k
+
+so nothing of size [rows, length] has to be kept for a backward pass. Equal to
+`ranking.plackett_luce_nll`, which is the form to read.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rankclip_jax.losses import native, order, ranking
+
+# The scores of one list may differ by this much: exp(320 / 4) and a sum of 2^16 of its
+# kind are below the largest float32. A scale of 100 needs 200.
+MAX_RANGE = 320.0
+
+
+def check_scale(log_scale: float) -> None:
+  """Refuses temperatures at which a list of cosines spans more than `MAX_RANGE`.
+
+  Raises:
+    ValueError: naming the limit.
+  """
+  limit = math.log(MAX_RANGE / 2)
+  if log_scale > limit:
+    raise ValueError(
+      f"log_scale_range must stay below {limit:.2f} (a scale of {MAX_RANGE / 2:.0f}), "
+      f"got {log_scale:.2f}: the exponentials of one list would leave float32."
+    )
+
+
+class Options(NamedTuple):
+  """What `ranking.plackett_luce_nll` calls the same, and how to sort."""
+
+  decay: ranking.Decay = "none"
+  top_k: int | None = None
+  eps: float | None = None
+  backend: order.Backend | native.Backend = "packed"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def consistency(
+  options: Options,
+  a: Float[Array, "rows length"],
+  b: Float[Array, "rows length"],
+  reach: Float[Array, ""],
+  where: Bool[Array, "rows length"] | None,
+) -> Float[Array, " rows"]:
+  """`ranking.consistency` with ties by index; `reach` bounds |a| and |b|."""
+  return _consistency(options, a, b, reach, where)[0]
+
+
+def _consistency(options, a, b, reach, where):
+  of_a, a_bar = nll_and_gradient(options, a, b, reach, where)
+  of_b, b_bar = nll_and_gradient(options, b, a, reach, where)
+  items = jnp.float32(a.shape[-1]) if where is None else where.sum(-1)
+  half = 0.5 / jnp.clip(items, 1, options.top_k)
+  half = jnp.broadcast_to(half, of_a.shape)
+  return half * (of_a + of_b), (half[:, None] * a_bar, half[:, None] * b_bar)
+
+
+def _backward(options, gradients, cotangent):
+  a_bar, b_bar = (cotangent[:, None] * x for x in gradients)
+  return a_bar, b_bar, None, None
+
+
+consistency.defvjp(_consistency, _backward)
+
+
+def nll_and_gradient(
+  options: Options,
+  scores: Float[Array, "rows length"],
+  reference: Float[Array, "rows length"],
+  reach: Float[Array, ""] | float,
+  where: Bool[Array, "rows length"] | None = None,
+) -> tuple[Float[Array, " rows"], Float[Array, "rows length"]]:
+  """NLL of each list and its gradient by `scores`; see `ranking.plackett_luce_nll`."""
+  rows, length = scores.shape
+  k = min(options.top_k or length, length)
+  mu = ranking.position_weights(k, decay=options.decay)
+  if options.backend == "native" and options.eps is None and k == length:
+    return native.nll_and_gradient(scores, reference, mu, where)
+
+  items = jnp.int32(length) if where is None else where.sum(-1, keepdims=True)
+  position = jax.lax.broadcasted_iota(jnp.int32, (rows, k), 1)
+  mu = jnp.where(position < items, mu, 0.0)
+  if where is not None:
+    scores = jnp.where(where, scores, _highest(scores, where))
+
+  remains = None
+  if k < length:
+    index, remains = order.top(reference, k, where=where)
+  else:
+    backend = "packed" if options.backend == "native" else options.backend
+    index = order.descending(reference, backend=backend, reach=reach, where=where)
+  p = jnp.take_along_axis(scores, index, axis=1, mode="clip")
+  nll, p_bar, rest_bar = _in_order(p, mu, position < items, scores, remains, options.eps)
+
+  gradient = jnp.zeros_like(scores) if rest_bar is None else rest_bar
+  row = jax.lax.broadcasted_iota(jnp.int32, (rows, k), 0)
+  gradient = gradient.at[row, index].set(p_bar, mode="drop", unique_indices=True)
+  if options.eps is not None:  # the maximum that it subtracts has a gradient too
+    top = scores == jnp.max(scores, axis=1, keepdims=True)
+    top = top if where is None else top & where
+    share = jnp.sum(gradient, axis=1, keepdims=True) / top.sum(1, keepdims=True)
+    gradient = gradient - jnp.where(top, share, 0.0)
+  return nll, gradient
+
+
+def _in_order(p, mu, exists, scores, remains, eps):
+  """Value, gradient by `p` [rows, k], and by those of `scores` that remain, if any.
+
+  The exponentials of one list span e^200 at scale 100, which float32 does not. They are
+  kept in two registers: above the middle of the list's range relative to e^high, below it
+  relative to e^low. Every sum is one of positive numbers, so nothing cancels.
+  """
+  top, low = (f(scores, axis=1, keepdims=True) for f in (jnp.max, jnp.min))
+  middle, quarter = 0.5 * (top + low), 0.25 * (top - low)
+  if (
+    eps is not None
+  ):  # the released form: all relative to the maximum, what is small lost
+    middle, quarter, low = top, jnp.zeros_like(top), jnp.full_like(low, -jnp.inf)
+  fall = jnp.exp(-2.0 * quarter)  # e^low / e^high
+
+  def registers(x, counts):
+    upper = x >= middle if eps is None else jnp.ones_like(x, bool)
+    e = jnp.exp(x - middle + jnp.where(upper, -quarter, quarter))
+    e = jnp.where(counts, e, 0.0)
+    return e, upper, jnp.where(upper, e, 0.0), jnp.where(upper, 0.0, e)
+
+  def gradient(e, upper, high, low):
+    return e * jnp.where(upper, high, fall * high + low)
+
+  e, upper, high, low = registers(p, exists)
+  high, low = (jax.lax.cumsum(x, axis=1, reverse=True) for x in (high, low))
+  if remains is not None:
+    rest_e, rest_upper, *rest = registers(scores, remains)
+    high, low = (x + r.sum(1, keepdims=True) for x, r in zip((high, low), rest))
+  if eps is not None:
+    high = high + eps
+  above = high > 0.0  # false behind the last score of the upper half
+  mass = jnp.where(above, high + fall * low, low)
+  mass = jnp.where(exists, mass, 1.0)
+  log_mass = jnp.log(mass) + middle + jnp.where(above, quarter, -quarter)
+  nll = jnp.sum(mu * (log_mass - p), axis=1)
+
+  weight = mu / mass
+  high = jax.lax.cumsum(jnp.where(above, weight, 0.0), axis=1)
+  low = jax.lax.cumsum(jnp.where(above, 0.0, weight), axis=1)
+  p_bar = gradient(e, upper, high, low) - mu
+  if remains is None:
+    return nll, p_bar, None
+  return nll, p_bar, gradient(rest_e, rest_upper, high[:, -1:], low[:, -1:])
+
+
+def _highest(scores: Array, where: Array) -> Array:
+  """The maximum of the items that exist; 0 where there are none."""
+  top = jnp.max(scores, axis=1, keepdims=True, where=where, initial=-jnp.inf)
+  return jnp.where(jnp.isfinite(top), top, 0.0)

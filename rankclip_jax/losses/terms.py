@@ -1,0 +1,144 @@
+"""The terms of the objective for some rows of the similarity matrices, by name.
+
+One description for `plain` and `blocked`, which differ in how many rows they take at once
+and in how they find the gradient of the ranking terms.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from rankclip_jax.losses import contrastive
+from rankclip_jax.losses import objective as objectives
+
+
+class Items(NamedTuple):
+  """Matched embeddings in float32, and what each row shows."""
+
+  image: Float[Array, "length dim"]
+  text: Float[Array, "length dim"]
+  ids: Int[Array, " length"] | None
+
+
+def terms_of_rows(
+  objective: objectives.Objective,
+  rows: Items,
+  columns: Items,
+  positive: Int[Array, " rows"],
+  log_scale: Float[Array, ""],
+  bias: Float[Array, ""] | None,
+  *,
+  consistency: Callable[[Array, Array, Array | None], Array],
+  contrasts: bool = True,
+  ranks: bool = True,
+) -> dict[str, Float[Array, " rows"]]:
+  """Every unweighted term of some rows of the similarity matrices.
+
+  Args:
+    objective: which terms there are.
+    rows: the anchors.
+    columns: the whole batch, in any order.
+    positive: the column of each row itself.
+    log_scale, bias: of the logits.
+    consistency: (a, b, where) to one value a row: `ranking.consistency` or one equal to
+      it.
+    contrasts, ranks: False leaves the contrastive and cyclic, or the ranking terms out.
+  """
+  s = jnp.exp(log_scale.astype(jnp.float32))
+  where = _where(rows, columns, positive)
+  cos_it, cos_ti = cosines(rows.image, columns.text), cosines(rows.text, columns.image)
+  terms = {}
+  if contrasts:
+    terms["contrastive_loss"] = _contrastive(
+      objective, s * cos_it, s * cos_ti, bias, positive, where
+    )
+  for name in ("cross_modal", "in_modal"):
+    weight = ranks and getattr(objective, f"{name}_weight")
+    cyclic_weight = contrasts and getattr(objective, f"cyclic_{name}_weight")
+    if not (weight or cyclic_weight):
+      continue
+    a, b = cos_it, cos_ti
+    if name == "in_modal":
+      a, b = cosines(rows.image, columns.image), cosines(rows.text, columns.text)
+    if weight:
+      terms[f"{name}_loss"] = consistency(s * a, s * b, where)
+    if cyclic_weight:
+      terms[f"cyclic_{name}_loss"] = contrastive.cyclic(a, b, where)
+  return terms
+
+
+def total(
+  objective: objectives.Objective,
+  terms: dict[str, Float[Array, ""]],
+  rank_weight: Float[Array, ""] | float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """The weighted sum of `terms`, and the terms with `rank_loss` and `rank_weight`."""
+  w = jax.lax.stop_gradient(jnp.float32(rank_weight))
+  loss, rank_loss = terms.get("contrastive_loss", jnp.float32(0.0)), jnp.float32(0.0)
+  for name in ("cross_modal", "in_modal"):
+    if f"{name}_loss" in terms:
+      rank_loss += w * getattr(objective, f"{name}_weight") * terms[f"{name}_loss"]
+    if f"cyclic_{name}_loss" in terms:
+      weight = getattr(objective, f"cyclic_{name}_weight")
+      loss += weight * terms[f"cyclic_{name}_loss"]
+  if objective.ranks:
+    terms = terms | {"rank_loss": rank_loss, "rank_weight": w}
+  return loss + rank_loss, terms
+
+
+def first_anchor(
+  objective: objectives.Objective, tie_key: PRNGKeyArray | None
+) -> Int[Array, ""]:
+  """The first row that is the anchor of ranked lists; the rest follow by the stride."""
+  assert tie_key is not None  # `check` has seen to it
+  return jax.random.randint(
+    jax.random.fold_in(tie_key, 1), (), 0, objective.anchor_stride
+  )
+
+
+def cosines(rows: Array, columns: Array) -> Array:
+  """Row-wise similarities. Full float32: TF32 or bf16 passes would decide the order."""
+  return jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _contrastive(objective, logits_it, logits_ti, bias, positive, where):
+  if objective.contrastive == "softmax":
+    rows = contrastive.info_nce(logits_it, positive, where)
+    return 0.5 * (rows + contrastive.info_nce(logits_ti, positive, where))
+  assert bias is not None  # `check` has seen to it
+  return contrastive.sigmoid(logits_it + bias, positive, where)
+
+
+def _where(rows: Items, columns: Items, positive: Array) -> Array | None:
+  """Which columns exist for a row: itself, and all that show something else."""
+  if rows.ids is None or columns.ids is None:
+    return None
+  itself = positive[:, None] == jnp.arange(columns.ids.shape[0])
+  return itself | (rows.ids[:, None] != columns.ids)
+
+
+def check(objective, image, text, bias, tie_key) -> None:
+  """Raises what `evaluate` says it raises."""
+  if image.shape != text.shape or image.ndim != 2:
+    raise ValueError(
+      "image and text must be matched embeddings of one shape [rows, dim], got "
+      f"{image.shape} and {text.shape}."
+    )
+  if objective.draws and tie_key is None:
+    raise ValueError(
+      'ties="random" and anchor_stride > 1 need tie_key; pass a PRNG key for this step, '
+      'or use ties="index" and anchor_stride=1.'
+    )
+  if objective.anchor_stride < 1 or image.shape[0] % objective.anchor_stride:
+    raise ValueError(
+      "anchor_stride must be at least 1 and divide the rows of every device, got "
+      f"{objective.anchor_stride} for {image.shape[0]} rows."
+    )
+  if (objective.contrastive == "sigmoid") != (bias is not None):
+    raise ValueError(
+      "The sigmoid loss takes a bias and the softmax loss none, got "
+      f"contrastive={objective.contrastive!r} with bias={bias}."
+    )
