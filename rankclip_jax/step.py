@@ -30,7 +30,7 @@ def global_loss(
   bias: Array | None,
   rank_weight: Array,
   tie_key: PRNGKeyArray,
-  blocking: blocked.Blocking = blocked.Blocking(),
+  blocking: blocked.Blocking = blocked.AUTOMATIC,
 ) -> tuple[Array, dict[str, Array]]:
   """`blocked.evaluate` over embeddings [batch, dim] spread over the mesh.
 
@@ -70,7 +70,7 @@ def train_step(
   num_steps: int,
   epoch_steps: int,
   micro_batches: int = 1,
-  blocking: blocked.Blocking = blocked.Blocking(),
+  blocking: blocked.Blocking = blocked.AUTOMATIC,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of gradient descent on one global batch.
 

@@ -3,8 +3,8 @@
 Every device takes its rows of the similarity matrices in chunks, against the gathered
 embeddings of the whole batch. A chunk yields its share of the loss *and* of every
 gradient; what it adds to the gradients of gathered embeddings is summed over chunks, then
-over devices by a reduce-scatter. No N x N matrix exists at any time, and the backward pass
-of the whole operation is a multiplication. docs/scaling.md has the costs.
+over devices by a reduce-scatter. No N x N matrix exists at any time, and the backward
+pass of the whole operation is a multiplication. docs/scaling.md has the costs.
 """
 
 import dataclasses
@@ -45,6 +45,9 @@ class Blocking:
   chunk_rows: int | None = None
   memory_mib: int = 256
   order: Order = "auto"
+
+
+AUTOMATIC = Blocking()
 
 
 class Blocks(NamedTuple):
@@ -93,7 +96,7 @@ def evaluate(
   tie_key: PRNGKeyArray | None = None,
   ids: Int[Array, " rows"] | None = None,
   axis_name: Hashable | Sequence[Hashable] | None = None,
-  blocking: Blocking = Blocking(),
+  blocking: Blocking = AUTOMATIC,
   platform: str | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """`plain.evaluate`, in memory linear in the batch.
@@ -144,16 +147,6 @@ class _Context(NamedTuple):
   ids: Int[Array, " rows"] | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(job: _Job, params: dict[str, Array], context: _Context):
-  return _value_and_gradient(job, params, context)[0]
-
-
-def _backward(job, gradient, cotangents):
-  loss_bar, _ = cotangents
-  return {k: (loss_bar * v).astype(v.dtype) for k, v in gradient.items()}, None
-
-
 def _value_and_gradient(job, params, context):
   """(loss, terms) over the global batch, and the loss's gradient by `params`."""
   objective, axis_name, _ = job
@@ -185,14 +178,14 @@ def _value_and_gradient(job, params, context):
   else:
     every = objective.anchor_stride
     first = terms.first_anchor(objective, context.tie_key)
-    pick = lambda x: x.reshape(-1, every, *x.shape[1:])[:, first]
-    anchors = jax.tree.map(pick, (here, row, every * weight))
+    cut = lambda x: x.reshape(-1, every, *x.shape[1:])
+    pick = lambda x: cut(x)[:, first]
+    anchors, its_row, its_weight = jax.tree.map(pick, (here, row, every * weight))
     sums, by_row, total = run(here, row, weight, zeros, ranks=False)
-    more, by_anchor, (by_scalar, by_column) = run(*anchors, total, contrasts=False)
-    put = lambda x, y: (
-      x.reshape(-1, every, x.shape[-1]).at[:, first].add(y).reshape(x.shape)
-    )
-    sums, by_row = sums | more, jax.tree.map(put, by_row, by_anchor)
+    ranked, by_anchor, total = run(anchors, its_row, its_weight, total, contrasts=False)
+    put = lambda x, y: cut(x).at[:, first].add(y).reshape(x.shape)
+    by_row = jax.tree.map(put, by_row, by_anchor)
+    sums, (by_scalar, by_column) = sums | ranked, total
 
   if place is not None:
     by_column = jax.tree.map(lambda x: x[place], by_column)
@@ -205,6 +198,18 @@ def _value_and_gradient(job, params, context):
   return value, {"image": image, "text": text, **by_scalar}
 
 
+def _value(
+  job: _Job, params: dict[str, Array], context: _Context
+) -> tuple[Array, dict[str, Array]]:
+  return _value_and_gradient(job, params, context)[0]
+
+
+def _backward(job, gradient, cotangents):
+  loss_bar, _ = cotangents
+  return {k: (loss_bar * v).astype(v.dtype) for k, v in gradient.items()}, None
+
+
+_loss = jax.custom_vjp(_value, nondiff_argnums=(0,))
 _loss.defvjp(_value_and_gradient, _backward)
 
 
@@ -217,7 +222,7 @@ def _over_chunks(
     The sums by name, the gradient by the rows' embeddings, and `start` plus those by
     `scalars` and by the columns' embeddings.
   """
-  objective, axis_name, blocks = job
+  objective, blocks = job.objective, job.blocks
   norm = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
   reach = norm * jnp.exp(scalars["log_scale"])  # bounds what is ranked
   options = listwise.Options(

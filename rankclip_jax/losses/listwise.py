@@ -9,7 +9,6 @@ so nothing of size [rows, length] has to be kept for a backward pass. Equal to
 `ranking.plackett_luce_nll`, which is the form to read.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -47,15 +46,13 @@ class Options(NamedTuple):
   backend: order.Backend | native.Backend = "packed"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def consistency(
+def _value(
   options: Options,
   a: Float[Array, "rows length"],
   b: Float[Array, "rows length"],
   reach: Float[Array, ""],
   where: Bool[Array, "rows length"] | None,
 ) -> Float[Array, " rows"]:
-  """`ranking.consistency` with ties by index; `reach` bounds |a| and |b|."""
   return _consistency(options, a, b, reach, where)[0]
 
 
@@ -73,6 +70,8 @@ def _backward(options, gradients, cotangent):
   return a_bar, b_bar, None, None
 
 
+# `ranking.consistency` with ties by index; `reach` bounds |a| and |b|.
+consistency = jax.custom_vjp(_value, nondiff_argnums=(0,))
 consistency.defvjp(_consistency, _backward)
 
 
@@ -125,10 +124,8 @@ def _in_order(p, mu, exists, scores, remains, eps):
   """
   top, low = (f(scores, axis=1, keepdims=True) for f in (jnp.max, jnp.min))
   middle, quarter = 0.5 * (top + low), 0.25 * (top - low)
-  if (
-    eps is not None
-  ):  # the released form: all relative to the maximum, what is small lost
-    middle, quarter, low = top, jnp.zeros_like(top), jnp.full_like(low, -jnp.inf)
+  if eps is not None:  # released: all relative to the maximum, what is small is lost
+    middle, quarter = top, jnp.zeros_like(top)
   fall = jnp.exp(-2.0 * quarter)  # e^low / e^high
 
   def registers(x, counts):
@@ -142,9 +139,11 @@ def _in_order(p, mu, exists, scores, remains, eps):
 
   e, upper, high, low = registers(p, exists)
   high, low = (jax.lax.cumsum(x, axis=1, reverse=True) for x in (high, low))
-  if remains is not None:
-    rest_e, rest_upper, *rest = registers(scores, remains)
-    high, low = (x + r.sum(1, keepdims=True) for x, r in zip((high, low), rest))
+  rest = None if remains is None else registers(scores, remains)
+  if rest is not None:
+    high, low = (
+      x + r.sum(1, keepdims=True) for x, r in zip((high, low), rest[2:], strict=True)
+    )
   if eps is not None:
     high = high + eps
   above = high > 0.0  # false behind the last score of the upper half
@@ -157,9 +156,9 @@ def _in_order(p, mu, exists, scores, remains, eps):
   high = jax.lax.cumsum(jnp.where(above, weight, 0.0), axis=1)
   low = jax.lax.cumsum(jnp.where(above, 0.0, weight), axis=1)
   p_bar = gradient(e, upper, high, low) - mu
-  if remains is None:
+  if rest is None:
     return nll, p_bar, None
-  return nll, p_bar, gradient(rest_e, rest_upper, high[:, -1:], low[:, -1:])
+  return nll, p_bar, gradient(*rest[:2], high[:, -1:], low[:, -1:])
 
 
 def _highest(scores: Array, where: Array) -> Array:

@@ -72,7 +72,8 @@ def nll_and_gradient(
     reference = jnp.where(where, reference, -jnp.inf)
   mu, count = manual.varying((mu, count), manual.axes_of(scores))
   call = jax.ffi.ffi_call(_TARGET, (jax.typeof(scores[:, 0]), jax.typeof(scores)))
-  return call(scores, reference, mu, count)
+  nll, gradient = call(scores, reference, mu, count)
+  return nll, gradient
 
 
 def _build(compiler: str) -> pathlib.Path:

@@ -4,14 +4,15 @@ On NVIDIA GPUs XLA hands a sort to CUB's radix sort only if it has one unsigned 
 most one payload; on CPU a single uint32 operand sorts 4 times faster than an argsort. So
 a similarity becomes an unsigned key that falls as the similarity rises:
 
-| backend | operands | resolution, for similarities in [-1, 1] | longest list |
+| backend | operands | resolution of a cosine | longest list |
 |---|---|---|---|
-| `packed` | uint32: similarity above, index below | 2^(ceil(log2 N) - 31), at best 2^-23 | 65536 |
+| `packed` | one uint32, the index in its low bits | see below | 65536 |
 | `payload` | uint32 and a uint16 index | exact float32 | 65536 |
 | `short` | uint16 and a uint16 index | 2^-15 | 65536 |
 | `exact` | uint32 and an int32 index | exact float32 | any |
 
-Items closer than the resolution are tied, and ties are ordered by index.
+`packed` resolves 2^(ceil(log2 N) - 31), 1e-6 at N = 2048 and 3e-5 at 65536, and never
+finer than 2^-23. Items closer than the resolution are tied; ties are ordered by index.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The objective in the form to read: what `blocked` has to equal, differentiated by JAX."""
+"""The objective in the form to read: what `blocked` has to equal."""
 
 from collections.abc import Hashable, Sequence
 
