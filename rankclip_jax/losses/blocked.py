@@ -24,6 +24,8 @@ MIB = 2**20
 # What the compilers for H100 and TPU v5e allot: see tests/aot.
 CHUNK_FLOATS = 13  # a chunk's similarities, gradients, keys: for each of its C x N pairs
 BATCH_FLOATS = 5  # gathered embeddings and their gradients: for each of N x D numbers
+# More rows than this make a matmul no faster.
+MOST_ROWS = 512
 # Below this the kernel's compilation takes longer than it saves in a day.
 NATIVE_LENGTH = 1024
 
@@ -169,12 +171,12 @@ def _value_and_gradient(job, params, context):
   weight = jnp.full(rows, 1.0 / length)
   scalars = {k: v for k, v in params.items() if k in ("log_scale", "bias")}
   # Zeros that may differ between devices, and scalars that do not sum over them yet.
-  zeros = jax.tree.map(jnp.zeros_like, (scalars, columns[:2]))
+  zeros = jax.tree.map(jnp.zeros_like, (columns[:2], scalars))
   scalars, zeros = manual.varying((scalars, zeros), manual.axes_of(columns.image))
   run = functools.partial(_over_chunks, job, columns, scalars, context.rank_weight)
 
   if not (objective.ranks and objective.anchor_stride > 1):
-    sums, by_row, (by_scalar, by_column) = run(here, row, weight, zeros)
+    sums, by_row, (by_column, by_scalar) = run(here, row, weight, zeros)
   else:
     every = objective.anchor_stride
     first = terms.first_anchor(objective, context.tie_key)
@@ -185,7 +187,7 @@ def _value_and_gradient(job, params, context):
     ranked, by_anchor, total = run(anchors, its_row, its_weight, total, contrasts=False)
     put = lambda x, y: cut(x).at[:, first].add(y).reshape(x.shape)
     by_row = jax.tree.map(put, by_row, by_anchor)
-    sums, (by_scalar, by_column) = sums | ranked, total
+    sums, (by_column, by_scalar) = sums | ranked, total
 
   if place is not None:
     by_column = jax.tree.map(lambda x: x[place], by_column)
@@ -219,26 +221,28 @@ def _over_chunks(
   """Weighted sums of the terms of `rows`, and the gradients of the loss they make.
 
   Returns:
-    The sums by name, the gradient by the rows' embeddings, and `start` plus those by
-    `scalars` and by the columns' embeddings.
+    The sums by name, the gradient by the rows' embeddings, and `start` plus those by the
+    columns' embeddings and by `scalars`.
   """
   objective, blocks = job.objective, job.blocks
-  norm = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
-  reach = norm * jnp.exp(scalars["log_scale"])  # bounds what is ranked
+  reach = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
   options = listwise.Options(
     objective.decay, objective.top_k, objective.eps, blocks.order
   )
+  consistency = lambda a, b, s, where: listwise.consistency(
+    options, a, b, s, reach, where
+  )
 
-  def loss(rows, columns, scalars, positive, weight):
-    consistency = lambda a, b, where: listwise.consistency(options, a, b, reach, where)
+  def loss(here, everywhere, scalars, ids, positive, weight, pair):
     values = terms.terms_of_rows(
       objective,
-      rows,
-      columns,
+      terms.Items(*here, ids),
+      terms.Items(*everywhere, columns.ids),
       positive,
       scalars["log_scale"],
       scalars.get("bias"),
       consistency=consistency,
+      pair=pair,
       **which,
     )
     sums = {name: jnp.sum(weight * x) for name, x in values.items()}
@@ -246,18 +250,21 @@ def _over_chunks(
 
   def chunk(total, xs):
     rows, positive, weight = xs
-    of_embeddings = lambda pair, items, scalars: loss(
-      rows._replace(image=pair[0], text=pair[1]),
-      columns._replace(image=items[0], text=items[1]),
-      scalars,
-      positive,
-      weight,
-    )
-    gradients, sums = jax.grad(of_embeddings, argnums=(0, 1, 2), has_aux=True)(
-      rows[:2], columns[:2], scalars
-    )
-    by_row, by_column, by_scalar = gradients
-    total = jax.tree.map(jnp.add, total, (by_scalar, by_column))
+    here, everywhere, sums = rows[:2], columns[:2], {}
+    by_row = jax.tree.map(jnp.zeros_like, here)
+    for pair in terms.PAIRS:
+      gradient, named = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        here, everywhere, scalars, rows.ids, positive, weight, pair
+      )
+      if not named:
+        continue
+      more, *by_all = gradient
+      by_row, total = jax.tree.map(jnp.add, (by_row, total), (more, tuple(by_all)))
+      sums |= named
+      # One pair after the other: the matrices of both at once would take twice as much.
+      here, everywhere, by_row, total = jax.lax.optimization_barrier(
+        (here, everywhere, by_row, total)
+      )
     return total, (sums, by_row)
 
   count = len(weight)
@@ -278,7 +285,7 @@ def _padded(x: Array, length: int) -> Array:
 
 def _rows_within(budget: int, rows: int, length: int) -> int:
   """The most rows whose temporaries fit, preferring a divisor of `rows`."""
-  most = min(max(budget // (4 * CHUNK_FLOATS * length), 1), rows)
+  most = min(max(budget // (4 * CHUNK_FLOATS * length), 1), rows, MOST_ROWS)
   divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
   return divisor if 2 * divisor >= most else most
 

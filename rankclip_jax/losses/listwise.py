@@ -9,6 +9,7 @@ so nothing of size [rows, length] has to be kept for a backward pass. Equal to
 `ranking.plackett_luce_nll`, which is the form to read.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -46,33 +47,42 @@ class Options(NamedTuple):
   backend: order.Backend | native.Backend = "packed"
 
 
-def _value(
+def _consistency(
   options: Options,
   a: Float[Array, "rows length"],
   b: Float[Array, "rows length"],
+  scale: Float[Array, ""],
   reach: Float[Array, ""],
   where: Bool[Array, "rows length"] | None,
 ) -> Float[Array, " rows"]:
-  return _consistency(options, a, b, reach, where)[0]
+  return _forward(options, a, b, scale, reach, where)[0]
 
 
-def _consistency(options, a, b, reach, where):
-  of_a, a_bar = nll_and_gradient(options, a, b, reach, where)
-  of_b, b_bar = nll_and_gradient(options, b, a, reach, where)
+def _forward(options, a, b, scale, reach, where):
   items = jnp.float32(a.shape[-1]) if where is None else where.sum(-1)
-  half = 0.5 / jnp.clip(items, 1, options.top_k)
-  half = jnp.broadcast_to(half, of_a.shape)
-  return half * (of_a + of_b), (half[:, None] * a_bar, half[:, None] * b_bar)
+  half = jnp.broadcast_to(0.5 / jnp.clip(items, 1, options.top_k), a.shape[:1])
+  rank = functools.partial(nll_and_gradient, options, reach=scale * reach, where=where)
+
+  def finish(nll, x_bar, x):
+    by_scale = half * jnp.sum(x_bar * x, axis=1)
+    return half * nll, by_scale, half[:, None] * scale * x_bar
+
+  of_a, a_scale, a_bar = finish(*rank(scale * a, scale * b), a)
+  # One list after the other, so that what one needs on the way is free for the next.
+  a, b, a_bar = jax.lax.optimization_barrier((a, b, a_bar))
+  of_b, b_scale, b_bar = finish(*rank(scale * b, scale * a), b)
+  return of_a + of_b, (a_bar, b_bar, a_scale + b_scale)
 
 
 def _backward(options, gradients, cotangent):
-  a_bar, b_bar = (cotangent[:, None] * x for x in gradients)
-  return a_bar, b_bar, None, None
+  a_bar, b_bar, scale_bar = gradients
+  rows = cotangent[:, None]
+  return rows * a_bar, rows * b_bar, jnp.sum(cotangent * scale_bar), None, None
 
 
-# `ranking.consistency` with ties by index; `reach` bounds |a| and |b|.
-consistency = jax.custom_vjp(_value, nondiff_argnums=(0,))
-consistency.defvjp(_consistency, _backward)
+# `ranking.consistency(scale * a, scale * b)` with ties by index; |a| and |b| <= reach.
+consistency = jax.custom_vjp(_consistency, nondiff_argnums=(0,))
+consistency.defvjp(_forward, _backward)
 
 
 def nll_and_gradient(

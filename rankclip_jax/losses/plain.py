@@ -60,10 +60,10 @@ def evaluate(
   here = terms.Items(image.astype(jnp.float32), text.astype(jnp.float32), ids)
   everywhere = jax.tree.map(gather, here)
 
-  def consistency(a, b, where):
+  def consistency(a, b, s, where):
     return ranking.consistency(
-      a,
-      b,
+      s * a,
+      s * b,
       where=where,
       decay=objective.decay,
       top_k=objective.top_k,
@@ -71,9 +71,18 @@ def evaluate(
       eps=objective.eps,
     )
 
-  rows = terms.terms_of_rows(
-    objective, here, everywhere, row, log_scale, bias, consistency=consistency
-  )
+  rows = {}
+  for pair in terms.PAIRS:
+    rows |= terms.terms_of_rows(
+      objective,
+      here,
+      everywhere,
+      row,
+      log_scale,
+      bias,
+      consistency=consistency,
+      pair=pair,
+    )
   if objective.anchor_stride > 1 and objective.ranks:
     chosen = row % objective.anchor_stride == terms.first_anchor(objective, tie_key)
     for name in ("cross_modal_loss", "in_modal_loss"):

@@ -5,7 +5,7 @@ and in how they find the gradient of the ranking terms.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rankclip_jax.losses import contrastive
 from rankclip_jax.losses import objective as objectives
+
+Pair = Literal["cross_modal", "in_modal"]
+PAIRS: tuple[Pair, ...] = ("cross_modal", "in_modal")
 
 
 class Items(NamedTuple):
@@ -31,11 +34,12 @@ def terms_of_rows(
   log_scale: Float[Array, ""],
   bias: Float[Array, ""] | None,
   *,
-  consistency: Callable[[Array, Array, Array | None], Array],
+  consistency: Callable[[Array, Array, Array, Array | None], Array],
+  pair: Pair,
   contrasts: bool = True,
   ranks: bool = True,
 ) -> dict[str, Float[Array, " rows"]]:
-  """Every unweighted term of some rows of the similarity matrices.
+  """Every unweighted term of some rows of one pair of similarity matrices.
 
   Args:
     objective: which terms there are.
@@ -43,30 +47,29 @@ def terms_of_rows(
     columns: the whole batch, in any order.
     positive: the column of each row itself.
     log_scale, bias: of the logits.
-    consistency: (a, b, where) to one value a row: `ranking.consistency` or one equal to
-      it.
+    consistency: cosines a and b, their scale and which columns exist, to one value a row:
+      `ranking.consistency` or one equal to it.
+    pair: V T^T and T V^T, or V V^T and T T^T.
     contrasts, ranks: False leaves the contrastive and cyclic, or the ranking terms out.
   """
+  contrastive_weight = float(contrasts and pair == "cross_modal")
+  rank_weight = ranks and getattr(objective, f"{pair}_weight")
+  cyclic_weight = contrasts and getattr(objective, f"cyclic_{pair}_weight")
+  if not (contrastive_weight or rank_weight or cyclic_weight):
+    return {}
   s = jnp.exp(log_scale.astype(jnp.float32))
   where = _where(rows, columns, positive)
-  cos_it, cos_ti = cosines(rows.image, columns.text), cosines(rows.text, columns.image)
+  if pair == "cross_modal":
+    a, b = cosines(rows.image, columns.text), cosines(rows.text, columns.image)
+  else:
+    a, b = cosines(rows.image, columns.image), cosines(rows.text, columns.text)
   terms = {}
-  if contrasts:
-    terms["contrastive_loss"] = _contrastive(
-      objective, s * cos_it, s * cos_ti, bias, positive, where
-    )
-  for name in ("cross_modal", "in_modal"):
-    weight = ranks and getattr(objective, f"{name}_weight")
-    cyclic_weight = contrasts and getattr(objective, f"cyclic_{name}_weight")
-    if not (weight or cyclic_weight):
-      continue
-    a, b = cos_it, cos_ti
-    if name == "in_modal":
-      a, b = cosines(rows.image, columns.image), cosines(rows.text, columns.text)
-    if weight:
-      terms[f"{name}_loss"] = consistency(s * a, s * b, where)
-    if cyclic_weight:
-      terms[f"cyclic_{name}_loss"] = contrastive.cyclic(a, b, where)
+  if contrastive_weight:
+    terms["contrastive_loss"] = _contrastive(objective, a, b, s, bias, positive, where)
+  if rank_weight:
+    terms[f"{pair}_loss"] = consistency(a, b, s, where)
+  if cyclic_weight:
+    terms[f"cyclic_{pair}_loss"] = contrastive.cyclic(a, b, where)
   return terms
 
 
@@ -78,7 +81,7 @@ def total(
   """The weighted sum of `terms`, and the terms with `rank_loss` and `rank_weight`."""
   w = jax.lax.stop_gradient(jnp.float32(rank_weight))
   loss, rank_loss = terms.get("contrastive_loss", jnp.float32(0.0)), jnp.float32(0.0)
-  for name in ("cross_modal", "in_modal"):
+  for name in PAIRS:
     if f"{name}_loss" in terms:
       rank_loss += w * getattr(objective, f"{name}_weight") * terms[f"{name}_loss"]
     if f"cyclic_{name}_loss" in terms:
@@ -104,12 +107,12 @@ def cosines(rows: Array, columns: Array) -> Array:
   return jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _contrastive(objective, logits_it, logits_ti, bias, positive, where):
+def _contrastive(objective, cos_it, cos_ti, s, bias, positive, where):
   if objective.contrastive == "softmax":
-    rows = contrastive.info_nce(logits_it, positive, where)
-    return 0.5 * (rows + contrastive.info_nce(logits_ti, positive, where))
+    rows = contrastive.info_nce(s * cos_it, positive, where)
+    return 0.5 * (rows + contrastive.info_nce(s * cos_ti, positive, where))
   assert bias is not None  # `check` has seen to it
-  return contrastive.sigmoid(logits_it + bias, positive, where)
+  return contrastive.sigmoid(s * cos_it + bias, positive, where)
 
 
 def _where(rows: Items, columns: Items, positive: Array) -> Array | None:
