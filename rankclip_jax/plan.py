@@ -14,7 +14,7 @@ from rankclip_jax.config import Config
 from rankclip_jax.data import pipeline, transforms
 from rankclip_jax.data.openmoji import OpenMoji
 from rankclip_jax.data.tokenizer import Tokenizer
-from rankclip_jax.losses import blocked
+from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import two_tower
 
@@ -48,6 +48,17 @@ def make(cfg: Config) -> Plan:
   changes = dataclasses.asdict(cfg.objective)
   objective = objectives.named(changes.pop("name"), **changes)
   size = size_of(cfg)
+  blocking = blocked.Blocking(**dataclasses.asdict(cfg.blocking))
+  rows = cfg.data.batch_size // mesh.size
+  terms.check_anchors(objective, rows)
+  blocked.choose(
+    blocking,
+    objective,
+    rows=rows,
+    length=cfg.data.batch_size,
+    dim=size.embed_dim,
+    platform=mesh.devices.flat[0].platform,
+  )
   source = OpenMoji("train", holdout=cfg.data.holdout)
   epoch_steps = pipeline.steps_per_epoch(len(source), cfg.data.batch_size)
   num_steps = cfg.optim.epochs * epoch_steps
@@ -76,7 +87,7 @@ def make(cfg: Config) -> Plan:
     epoch_steps=epoch_steps,
     num_steps=num_steps,
     micro_batches=cfg.optim.micro_batches,
-    blocking=blocked.Blocking(**dataclasses.asdict(cfg.blocking)),
+    blocking=blocking,
   )
 
 

@@ -21,11 +21,12 @@ from rankclip_jax.losses import listwise, manual, native, order, terms
 from rankclip_jax.losses import objective as objectives
 
 MIB = 2**20
-# What the compilers for H100 and TPU v5e allot: see tests/aot.
+# What the compilers for H100s and TPUs allot, and on CPUs with the kernel: see tests/aot.
 CHUNK_FLOATS = 13  # a chunk's similarities, gradients, keys: for each of its C x N pairs
 BATCH_FLOATS = 5  # gathered embeddings and their gradients: for each of N x D numbers
-# More rows than this make a matmul no faster.
-MOST_ROWS = 512
+CPU_CHUNK_FLOATS = 30  # the former, where XLA sorts on a CPU
+# More rows than this make nothing faster.
+MOST_ROWS, CPU_MOST_ROWS = 512, 128
 # Below this the kernel's compilation takes longer than it saves in a day.
 NATIVE_LENGTH = 1024
 
@@ -53,38 +54,69 @@ AUTOMATIC = Blocking()
 
 
 class Blocks(NamedTuple):
-  """A `Blocking` resolved for one shape and platform."""
+  """A `Blocking` resolved for one objective, shape and platform.
+
+  Attributes:
+    rows: taken at once.
+    order: how they are sorted.
+    gathers: see `order.arrange`.
+    predicted_bytes: what the operation takes beside its arguments and results, at most.
+  """
 
   rows: int
   order: order.Backend | native.Backend
+  gathers: bool
   predicted_bytes: int
 
 
 def choose(
-  blocking: Blocking, *, rows: int, length: int, dim: int, platform: str
+  blocking: Blocking,
+  objective: objectives.Objective,
+  *,
+  rows: int,
+  length: int,
+  dim: int,
+  platform: str,
 ) -> Blocks:
   """Chunk rows and order for `rows` of a global batch of `length` on a device.
 
   Raises:
     ValueError: for an order whose index bits do not fit, or not of this platform.
   """
-  backend = blocking.order
-  if backend == "auto":
-    backend = "packed" if length <= order.LONGEST["packed"] else "exact"
-    if platform == "cpu" and length >= NATIVE_LENGTH and native.available():
-      backend = "native"
-  if backend == "native" and platform != "cpu":
-    raise ValueError(f'order="native" is a CPU kernel, got {platform}; use order="auto".')
-  if backend != "native":
-    order.check(backend, length)
+  backend = _order(blocking.order, objective, length, platform)
+  slow = platform == "cpu" and backend != "native"
+  chunk_floats = CPU_CHUNK_FLOATS if slow else CHUNK_FLOATS
   chunk = blocking.chunk_rows
   if chunk is None:
-    chunk = _rows_within(blocking.memory_mib * MIB, rows, length)
+    most = CPU_MOST_ROWS if platform == "cpu" else MOST_ROWS
+    fit = blocking.memory_mib * MIB // (4 * chunk_floats * length)
+    chunk = _rows_within(min(fit, most, rows), rows)
   elif chunk < 1:
     raise ValueError(f"chunk_rows must be at least 1, got {chunk}; None chooses it.")
   chunk = min(chunk, rows)
-  floats = CHUNK_FLOATS * chunk * length + BATCH_FLOATS * length * dim
-  return Blocks(chunk, backend, 4 * floats)
+  floats = chunk_floats * chunk * length + BATCH_FLOATS * length * dim
+  return Blocks(chunk, backend, platform != "tpu", 4 * floats)
+
+
+def _order(
+  wanted: Order, objective: objectives.Objective, length: int, platform: str
+) -> order.Backend | native.Backend:
+  """The one that will be used; the kernel has neither `eps` nor truncated lists."""
+  whole = objective.top_k is None or objective.top_k >= length
+  has_kernel = objective.ranks and objective.eps is None and whole
+  if wanted == "native":
+    if platform != "cpu":
+      raise ValueError(
+        f'order="native" is a CPU kernel, got {platform}; use order="auto".'
+      )
+    if has_kernel:
+      return "native"
+  elif wanted != "auto":
+    order.check(wanted, length)
+    return wanted
+  elif platform == "cpu" and has_kernel and length >= NATIVE_LENGTH:
+    return "native" if native.available() else order.default(length)
+  return order.default(length)
 
 
 def evaluate(
@@ -120,13 +152,14 @@ def evaluate(
     devices = jax.lax.axis_size(axis_name)
   blocks = choose(
     blocking,
+    objective,
     rows=rows,
     length=rows * devices,
     dim=dim,
     platform=platform or jax.default_backend(),
   )
   if objective.ranks:
-    _tell(blocks, rows * devices)
+    _tell(objective, blocks, rows * devices)
   params = {"image": image, "text": text, "log_scale": log_scale}
   if bias is not None:
     params["bias"] = bias
@@ -197,7 +230,8 @@ def _value_and_gradient(job, params, context):
     by_column = jax.tree.map(scatter, by_column)
   image, text = jax.tree.map(jnp.add, by_row, by_column)
   value = terms.total(objective, sums, context.rank_weight)
-  return value, {"image": image, "text": text, **by_scalar}
+  gradient = {"image": image, "text": text, **by_scalar}
+  return value, {k: v.astype(params[k].dtype) for k, v in gradient.items()}
 
 
 def _value(
@@ -227,7 +261,7 @@ def _over_chunks(
   objective, blocks = job.objective, job.blocks
   reach = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
   options = listwise.Options(
-    objective.decay, objective.top_k, objective.eps, blocks.order
+    objective.decay, objective.top_k, objective.eps, blocks.order, blocks.gathers
   )
   consistency = lambda a, b, s, where: listwise.consistency(
     options, a, b, s, reach, where
@@ -236,8 +270,8 @@ def _over_chunks(
   def loss(here, everywhere, scalars, ids, positive, weight, pair):
     values = terms.terms_of_rows(
       objective,
-      terms.Items(*here, ids),
-      terms.Items(*everywhere, columns.ids),
+      terms.Items(*here, ids=ids),
+      terms.Items(*everywhere, ids=columns.ids),
       positive,
       scalars["log_scale"],
       scalars.get("bias"),
@@ -248,34 +282,32 @@ def _over_chunks(
     sums = {name: jnp.sum(weight * x) for name, x in values.items()}
     return terms.total(objective, sums, rank_weight)[0], sums
 
-  def chunk(total, xs):
-    rows, positive, weight = xs
-    here, everywhere, sums = rows[:2], columns[:2], {}
-    by_row = jax.tree.map(jnp.zeros_like, here)
-    for pair in terms.PAIRS:
-      gradient, named = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
-        here, everywhere, scalars, rows.ids, positive, weight, pair
-      )
-      if not named:
-        continue
-      more, *by_all = gradient
-      by_row, total = jax.tree.map(jnp.add, (by_row, total), (more, tuple(by_all)))
-      sums |= named
-      # One pair after the other: the matrices of both at once would take twice as much.
-      here, everywhere, by_row, total = jax.lax.optimization_barrier(
-        (here, everywhere, by_row, total)
-      )
-    return total, (sums, by_row)
+  def chunk(pair, carry, i):
+    here, its_positive, its_weight = jax.tree.map(lambda x: x[i], cut)
+    (more, *by_all), sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
+      here[:2], columns[:2], scalars, here.ids, its_positive, its_weight, pair
+    )
+    by_row, total = carry
+    by_row = jax.tree.map(lambda x, y: x.at[i].add(y), by_row, more)
+    return (by_row, jax.tree.map(jnp.add, total, tuple(by_all))), sums
 
   count = len(weight)
   pieces = -(-count // blocks.rows)
   size = -(-count // pieces)
-  cut = lambda x: _padded(x, pieces * size).reshape(pieces, size, *x.shape[1:])
-  total, (sums, by_row) = jax.lax.scan(
-    chunk, start, jax.tree.map(cut, (rows, positive, weight))
+  cut = jax.tree.map(
+    lambda x: _padded(x, pieces * size).reshape(pieces, size, *x.shape[1:]),
+    (rows, positive, weight),
   )
+  carry, sums = (jax.tree.map(jnp.zeros_like, cut[0][:2]), start), {}
+  # One pair after the other: the matrices of both at once would take twice as much.
+  for pair in terms.PAIRS:
+    if terms.names(objective, pair, **which):
+      run = functools.partial(chunk, pair)
+      carry, named = jax.lax.scan(run, carry, jnp.arange(pieces))
+      sums |= {name: x.sum(0) for name, x in named.items()}
+  by_row, total = carry
   join = lambda x: x.reshape(pieces * size, *x.shape[2:])[:count]
-  return {k: v.sum(0) for k, v in sums.items()}, jax.tree.map(join, by_row), total
+  return sums, jax.tree.map(join, by_row), total
 
 
 def _padded(x: Array, length: int) -> Array:
@@ -283,25 +315,24 @@ def _padded(x: Array, length: int) -> Array:
   return jnp.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
-def _rows_within(budget: int, rows: int, length: int) -> int:
-  """The most rows whose temporaries fit, preferring a divisor of `rows`."""
-  most = min(max(budget // (4 * CHUNK_FLOATS * length), 1), rows, MOST_ROWS)
+def _rows_within(most: int, rows: int) -> int:
+  """At most so many rows, at least one, and preferably a divisor of `rows`."""
+  most = max(most, 1)
   divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
   return divisor if 2 * divisor >= most else most
 
 
-def _tell(blocks: Blocks, length: int) -> None:
-  ties = (
-    "exact in float32"
-    if blocks.order == "native"
-    else f"resolution {order.resolution(blocks.order, length):.1g} of the range"
-  )
+def _tell(objective: objectives.Objective, blocks: Blocks, length: int) -> None:
+  sort = blocks.order
+  ties = 0.0 if sort == "native" else order.resolution(sort, length)
+  if objective.top_k is not None and objective.top_k < length:
+    sort, ties = "top_k", 0.0
   log.info(
     "Ranking %d x %d: %d rows at once, order by %s (%s), about %d MiB a device.",
     length,
     length,
     blocks.rows,
-    blocks.order,
-    ties,
+    sort,
+    f"resolution {ties:.1g} of the range" if ties else "exact in float32",
     blocks.predicted_bytes / MIB,
   )

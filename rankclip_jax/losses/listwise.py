@@ -11,7 +11,7 @@ so nothing of size [rows, length] has to be kept for a backward pass. Equal to
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float
 
 from rankclip_jax.losses import native, order, ranking
 
-# The scores of one list may differ by this much: exp(320 / 4) and a sum of 2^16 of its
+# The scores of one list may differ by this much: exp(310 / 4) and a sum of 2^16 of its
 # kind are below the largest float32. A scale of 100 needs 200.
-MAX_RANGE = 320.0
+MAX_RANGE = 310.0
 
 
 def check_scale(log_scale: float) -> None:
@@ -39,12 +39,13 @@ def check_scale(log_scale: float) -> None:
 
 
 class Options(NamedTuple):
-  """What `ranking.plackett_luce_nll` calls the same, and how to sort."""
+  """What `ranking.plackett_luce_nll` and `order.arrange` call the same."""
 
   decay: ranking.Decay = "none"
   top_k: int | None = None
   eps: float | None = None
   backend: order.Backend | native.Backend = "packed"
+  gathers: bool = True
 
 
 def _consistency(
@@ -105,18 +106,28 @@ def nll_and_gradient(
   if where is not None:
     scores = jnp.where(where, scores, _highest(scores, where))
 
-  remains = None
   if k < length:
     index, remains = order.top(reference, k, where=where)
+    p = jnp.take_along_axis(scores, index, axis=1, mode="clip")
+    nll, p_bar, gradient = _in_order(
+      p, mu, position < items, scores, remains, options.eps
+    )
+    row = jax.lax.broadcasted_iota(jnp.int32, (rows, k), 0)
+    gradient = gradient.at[row, index].set(p_bar, mode="drop", unique_indices=True)
   else:
-    backend = "packed" if options.backend == "native" else options.backend
-    index = order.descending(reference, backend=backend, reach=reach, where=where)
-  p = jnp.take_along_axis(scores, index, axis=1, mode="clip")
-  nll, p_bar, rest_bar = _in_order(p, mu, position < items, scores, remains, options.eps)
-
-  gradient = jnp.zeros_like(scores) if rest_bar is None else rest_bar
-  row = jax.lax.broadcasted_iota(jnp.int32, (rows, k), 0)
-  gradient = gradient.at[row, index].set(p_bar, mode="drop", unique_indices=True)
+    backend = options.backend
+    if backend == "native":
+      backend = order.default(length)
+    index, p = order.arrange(
+      reference,
+      scores,
+      backend=backend,
+      reach=reach,
+      where=where,
+      gathers=options.gathers,
+    )
+    nll, p_bar, _ = _in_order(p, mu, position < items, scores, None, options.eps)
+    gradient = order.restore(p_bar, index, gathers=options.gathers)
   if options.eps is not None:  # the maximum that it subtracts has a gradient too
     top = scores == jnp.max(scores, axis=1, keepdims=True)
     top = top if where is None else top & where
@@ -125,7 +136,7 @@ def nll_and_gradient(
   return nll, gradient
 
 
-def _in_order(p, mu, exists, scores, remains, eps):
+def _in_order(p, mu, exists, scores, remains, eps) -> tuple[Array, Array, Any]:
   """Value, gradient by `p` [rows, k], and by those of `scores` that remain, if any.
 
   The exponentials of one list span e^200 at scale 100, which float32 does not. They are
@@ -136,7 +147,7 @@ def _in_order(p, mu, exists, scores, remains, eps):
   middle, quarter = 0.5 * (top + low), 0.25 * (top - low)
   if eps is not None:  # released: all relative to the maximum, what is small is lost
     middle, quarter = top, jnp.zeros_like(top)
-  fall = jnp.exp(-2.0 * quarter)  # e^low / e^high
+  fall = jnp.exp(-quarter)
 
   def registers(x, counts):
     upper = x >= middle if eps is None else jnp.ones_like(x, bool)
@@ -145,7 +156,7 @@ def _in_order(p, mu, exists, scores, remains, eps):
     return e, upper, jnp.where(upper, e, 0.0), jnp.where(upper, 0.0, e)
 
   def gradient(e, upper, high, low):
-    return e * jnp.where(upper, high, fall * high + low)
+    return e * jnp.where(upper, high, fall * (fall * high) + low)
 
   e, upper, high, low = registers(p, exists)
   high, low = (jax.lax.cumsum(x, axis=1, reverse=True) for x in (high, low))
@@ -157,7 +168,7 @@ def _in_order(p, mu, exists, scores, remains, eps):
   if eps is not None:
     high = high + eps
   above = high > 0.0  # false behind the last score of the upper half
-  mass = jnp.where(above, high + fall * low, low)
+  mass = jnp.where(above, high + fall * (fall * low), low)
   mass = jnp.where(exists, mass, 1.0)
   log_mass = jnp.log(mass) + middle + jnp.where(above, quarter, -quarter)
   nll = jnp.sum(mu * (log_mass - p), axis=1)

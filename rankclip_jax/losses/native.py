@@ -44,7 +44,7 @@ def available() -> bool:
     return False
   try:
     library = ctypes.CDLL(str(_build(compiler)))
-  except (OSError, subprocess.CalledProcessError) as error:
+  except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
     reason = getattr(error, "stderr", None) or error
     log.warning("listwise.cc did not compile, so XLA's sort is used: %s", reason)
     return False
@@ -93,9 +93,8 @@ def _build(compiler: str) -> pathlib.Path:
         [compiler, *_LINK, parts, "-o", made],
       ):
         subprocess.run(command, check=True, capture_output=True, text=True)
-      pathlib.Path(made).replace(
-        path
-      )  # several processes may build at once; the last one wins
+      # Several processes may build at once; the last one wins.
+      pathlib.Path(made).replace(path)
   return path
 
 

@@ -44,6 +44,11 @@ def check(backend: Backend, length: int) -> None:
     )
 
 
+def default(length: int) -> Backend:
+  """The default for lists of this length."""
+  return "packed" if length <= LONGEST["packed"] else "exact"
+
+
 def resolution(backend: Backend, length: int) -> float:
   """The width of a tie, as a fraction of the range of similarities; 0 is exact."""
   if backend in ("payload", "exact"):
@@ -51,36 +56,64 @@ def resolution(backend: Backend, length: int) -> float:
   return 1.0 / _steps(backend, length)
 
 
-def descending(
+def arrange(
   reference: Float[Array, "rows length"],
+  scores: Float[Array, "rows length"],
   *,
   backend: Backend,
   reach: Float[Array, ""] | float = 1.0,
   where: Bool[Array, "rows length"] | None = None,
-) -> Int[Array, "rows length"]:
-  """Indices that sort each row from high to low, ties by index, items not `where` last.
+  gathers: bool = True,
+) -> tuple[Int[Array, "rows length"], Float[Array, "rows length"]]:
+  """Sorts each row from high to low, ties by index, items not `where` last.
 
   Args:
-    reference: float32, between -reach and reach.
+    reference: float32, between -reach and reach; what is sorted by.
+    scores: what is brought into that order.
     backend: see the table above.
     reach: what the keys of `packed` and `short` are spread over.
     where: items that exist.
+    gathers: False where moving single numbers costs more than sorting them along, as on
+      TPUs, whose compiler makes a sort of every such gather and scatter.
+
+  Returns:
+    The indices in order, and the scores at them.
   """
   length = reference.shape[-1]
   check(backend, length)
   index = jax.lax.broadcasted_iota(jnp.uint32, reference.shape, 1)
+  bits = _index_bits(length)
   if backend == "packed":
-    bits = _index_bits(length)
     key = _on_grid(reference, reach, _steps(backend, length), where) << bits | index
-    index = jax.lax.sort(key, dimension=1, is_stable=False) & (2**bits - 1)
-    return index.astype(jnp.int32)
-  if backend == "short":
+    operands = (key,)
+  elif backend == "short":
     key = _on_grid(reference, reach, _steps(backend, length), where).astype(jnp.uint16)
+    operands = (key, index.astype(jnp.uint16))
   else:
-    key = _float_bits(reference, where)
-  index = index.astype(jnp.int32 if backend == "exact" else jnp.uint16)
-  _, index = jax.lax.sort((key, index), dimension=1, num_keys=1, is_stable=True)
-  return index.astype(jnp.int32)
+    wide = jnp.int32 if backend == "exact" else jnp.uint16
+    operands = (_float_bits(reference, where), index.astype(wide))
+  payload = () if gathers else (scores,)
+  operands = jax.lax.sort(
+    (*operands, *payload), dimension=1, num_keys=1, is_stable=backend != "packed"
+  )
+  index = operands[0] & (2**bits - 1) if backend == "packed" else operands[1]
+  index = index.astype(jnp.int32)
+  if gathers:
+    return index, jnp.take_along_axis(scores, index, axis=1, mode="clip")
+  return index, operands[-1]
+
+
+def restore(
+  x: Float[Array, "rows length"],
+  index: Int[Array, "rows length"],
+  *,
+  gathers: bool = True,
+) -> Float[Array, "rows length"]:
+  """Undoes what `arrange` did to the scores."""
+  if not gathers:
+    return jax.lax.sort((index, x), dimension=1, num_keys=1, is_stable=False)[1]
+  row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+  return jnp.zeros_like(x).at[row, index].set(x, mode="drop", unique_indices=True)
 
 
 def top(

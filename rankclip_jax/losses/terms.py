@@ -26,6 +26,28 @@ class Items(NamedTuple):
   ids: Int[Array, " length"] | None
 
 
+def names(
+  objective: objectives.Objective,
+  pair: Pair,
+  *,
+  contrasts: bool = True,
+  ranks: bool = True,
+) -> tuple[str, ...]:
+  """Which terms one pair of similarity matrices has.
+
+  Args:
+    objective: a term of weight 0 is none.
+    pair: V T^T and T V^T, or V V^T and T T^T.
+    contrasts, ranks: False leaves the contrastive and cyclic, or the ranking terms out.
+  """
+  has = {
+    "contrastive_loss": contrasts and pair == "cross_modal",
+    f"{pair}_loss": ranks and getattr(objective, f"{pair}_weight"),
+    f"cyclic_{pair}_loss": contrasts and getattr(objective, f"cyclic_{pair}_weight"),
+  }
+  return tuple(name for name, weight in has.items() if weight)
+
+
 def terms_of_rows(
   objective: objectives.Objective,
   rows: Items,
@@ -36,8 +58,7 @@ def terms_of_rows(
   *,
   consistency: Callable[[Array, Array, Array, Array | None], Array],
   pair: Pair,
-  contrasts: bool = True,
-  ranks: bool = True,
+  **which: bool,
 ) -> dict[str, Float[Array, " rows"]]:
   """Every unweighted term of some rows of one pair of similarity matrices.
 
@@ -49,13 +70,10 @@ def terms_of_rows(
     log_scale, bias: of the logits.
     consistency: cosines a and b, their scale and which columns exist, to one value a row:
       `ranking.consistency` or one equal to it.
-    pair: V T^T and T V^T, or V V^T and T T^T.
-    contrasts, ranks: False leaves the contrastive and cyclic, or the ranking terms out.
+    pair, which: as for `names`.
   """
-  contrastive_weight = float(contrasts and pair == "cross_modal")
-  rank_weight = ranks and getattr(objective, f"{pair}_weight")
-  cyclic_weight = contrasts and getattr(objective, f"cyclic_{pair}_weight")
-  if not (contrastive_weight or rank_weight or cyclic_weight):
+  present = names(objective, pair, **which)
+  if not present:
     return {}
   s = jnp.exp(log_scale.astype(jnp.float32))
   where = _where(rows, columns, positive)
@@ -64,11 +82,11 @@ def terms_of_rows(
   else:
     a, b = cosines(rows.image, columns.image), cosines(rows.text, columns.text)
   terms = {}
-  if contrastive_weight:
+  if "contrastive_loss" in present:
     terms["contrastive_loss"] = _contrastive(objective, a, b, s, bias, positive, where)
-  if rank_weight:
+  if f"{pair}_loss" in present:
     terms[f"{pair}_loss"] = consistency(a, b, s, where)
-  if cyclic_weight:
+  if f"cyclic_{pair}_loss" in present:
     terms[f"cyclic_{pair}_loss"] = contrastive.cyclic(a, b, where)
   return terms
 
@@ -119,8 +137,8 @@ def _where(rows: Items, columns: Items, positive: Array) -> Array | None:
   """Which columns exist for a row: itself, and all that show something else."""
   if rows.ids is None or columns.ids is None:
     return None
-  itself = positive[:, None] == jnp.arange(columns.ids.shape[0])
-  return itself | (rows.ids[:, None] != columns.ids)
+  itself = positive[:, None] == jnp.arange(columns.ids.shape[0])[None]
+  return itself | (rows.ids[:, None] != columns.ids[None])
 
 
 def check(objective, image, text, bias, tie_key) -> None:
@@ -135,13 +153,22 @@ def check(objective, image, text, bias, tie_key) -> None:
       'ties="random" and anchor_stride > 1 need tie_key; pass a PRNG key for this step, '
       'or use ties="index" and anchor_stride=1.'
     )
-  if objective.anchor_stride < 1 or image.shape[0] % objective.anchor_stride:
-    raise ValueError(
-      "anchor_stride must be at least 1 and divide the rows of every device, got "
-      f"{objective.anchor_stride} for {image.shape[0]} rows."
-    )
+  check_anchors(objective, image.shape[0])
   if (objective.contrastive == "sigmoid") != (bias is not None):
     raise ValueError(
       "The sigmoid loss takes a bias and the softmax loss none, got "
       f"contrastive={objective.contrastive!r} with bias={bias}."
+    )
+
+
+def check_anchors(objective: objectives.Objective, rows: int) -> None:
+  """Refuses a stride that does not divide a device's rows.
+
+  Raises:
+    ValueError: naming both.
+  """
+  if objective.anchor_stride < 1 or rows % objective.anchor_stride:
+    raise ValueError(
+      "anchor_stride must be at least 1 and divide the rows of every device, got "
+      f"{objective.anchor_stride} for {rows} rows."
     )

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 ROOT = pathlib.Path(__file__).parents[2]
 FLOAT = 4  # bytes
 MIB = 2**20
-# XLA calls CUB for 32-bit keys of several lists, if enough, from here on; it finds its own
-# sort faster for shorter ones.
+# XLA calls CUB for 32-bit keys from about here on, if there are some dozens of lists; for
+# shorter ones it finds its own sort faster.
 CUB_LENGTH = 2**15
 
 H100_CASES = [case for case in loss.CASES if case.target == "h100"]

@@ -1,8 +1,8 @@
-"""Every preset against its formula, the released code in PyTorch, and itself sharded."""
+"""Every preset, in both forms, against its formula and its invariants."""
 
+import dataclasses
 import functools
 import math
-import sys
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from rankclip_jax.losses import blocked, plain
 from rankclip_jax.losses import objective as objectives
-from rankclip_jax.losses import plain
 from rankclip_jax.losses.objective import PRESETS, Objective
+from tests.losses import oracle
+from tests.losses.oracle import assert_close
 
 ROWS, DIM = 8, 5
 RAMP = 1.5  # w, unlike 1 and 2 so that a test notices when it is forgotten
@@ -100,8 +102,15 @@ def formula_gradients(name, params, w):
 # The thing under test, and data for it.
 
 
-def loss_of(objective, params, *, w=RAMP, seed=0, axis_name=None):
-  return plain.evaluate(
+FORMS = {
+  "plain": plain.evaluate,
+  "blocked": functools.partial(blocked.evaluate, blocking=blocked.Blocking(chunk_rows=3)),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def loss_of(objective, params, *, form="plain", w=RAMP, seed=0, axis_name=None):
+  return FORMS[form](
     objective,
     params["image"],
     params["text"],
@@ -114,49 +123,27 @@ def loss_of(objective, params, *, w=RAMP, seed=0, axis_name=None):
 
 
 @functools.cache
-def _compiled(objective):
+def _compiled(objective, form):
+  loss = functools.partial(loss_of, objective, form=form)
   value_and_grad = jax.value_and_grad(
-    lambda params, w, seed: loss_of(objective, params, w=w, seed=seed), has_aux=True
+    lambda params, w, seed: loss(params, w=w, seed=seed), has_aux=True
   )
   return jax.jit(value_and_grad)
 
 
-def evaluate(objective, params, *, w: Any = RAMP, seed=0):
-  """Loss, terms and gradients; one compilation for an objective and a shape."""
+def evaluate(objective, params, *, form="plain", w: Any = RAMP, seed=0):
+  """Loss, terms and gradients; one compilation for an objective, a form and a shape."""
   if isinstance(objective, str):
     objective = PRESETS[objective]
-  (loss, terms), grads = _compiled(objective)(params, jnp.float32(w), seed)
+  (loss, terms), grads = _compiled(objective, form)(params, jnp.float32(w), seed)
   return float(loss), terms, grads
-
-
-def unit_rows(x):
-  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def embeddings(rng, rows, dim, noise=1.0):
-  """Pairs whose cosine is 1 / (1 + noise^2) on average, the others' 0."""
-  common = rng.normal(size=(rows, dim))
-  return [unit_rows(common + noise * rng.normal(size=(rows, dim))) for _ in range(2)]
-
-
-def smallest_gap(image, text):
-  """Between any two neighbours of any sorted list: float32 must not swap them."""
-  image, text = image.astype(float), text.astype(float)
-  lists = np.concatenate([image @ text.T, text @ image.T, image @ image.T, text @ text.T])
-  return np.diff(np.sort(lists, axis=-1), axis=-1).min()
 
 
 def parameters(
   name, seed=0, rows=ROWS, dim=DIM, scale=1 / 0.07, noise=1.0
 ) -> dict[str, Any]:
   """Tie-free embeddings, the temperature, and a bias where the preset has one."""
-  rng = np.random.default_rng(seed)
-  image, text = embeddings(rng, rows, dim, noise)
-  assert rows <= 64, "More rows than this are hardly ever free of near-ties."
-  while rows > 1 and smallest_gap(image, text) < 1e-6:
-    image, text = embeddings(rng, rows, dim, noise)
-  params = dict(image=image, text=text, log_scale=np.float32(math.log(scale)))
-  return with_bias(name, params)
+  return with_bias(name, oracle.tie_free(seed, rows, dim, scale, noise))
 
 
 def with_bias(name, params):
@@ -166,19 +153,7 @@ def with_bias(name, params):
 
 
 def tied_parameters(name, scale) -> dict[str, Any]:
-  """Multiples of 1/4: cosines are exact in float32, so ties are ties on any device."""
-  rng = np.random.default_rng(3)
-  image, text = rng.integers(-2, 3, (2, ROWS, DIM)).astype(np.float32) / 4
-  log_scale = np.float32(math.log(scale))
-  return with_bias(name, dict(image=image, text=text, log_scale=log_scale))
-
-
-def assert_close(actual, expected, rtol=1e-5):
-  """Every array of two trees, to `rtol` of its largest expected magnitude."""
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-    y = np.asarray(y, float)
-    np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max(initial=1e-30))
+  return with_bias(name, oracle.tied(3, ROWS, DIM, scale))
 
 
 def assert_finite(tree):
@@ -192,18 +167,20 @@ every_preset = pytest.mark.parametrize("name", PRESETS)
 # Values.
 
 
+@every_form
 @every_preset
 @pytest.mark.parametrize("scale", [1 / 0.07, 100.0])
-def test_presets_equal_their_formulas(name, scale):
+def test_presets_equal_their_formulas(form, name, scale):
   params = parameters(name, scale=scale)
-  loss, _, grads = evaluate(name, params)
+  loss, _, grads = evaluate(name, params, form=form)
   expected, expected_grads = formula_gradients(name, params, RAMP)
   assert_close(loss, expected)
   assert_close(grads, expected_grads)
 
 
+@every_form
 @pytest.mark.parametrize("scale", [5.0, 100.0])
-def test_every_weight_and_option_is_passed_on(scale):
+def test_every_weight_and_option_is_passed_on(form, scale):
   """All terms at once, no two weights alike, and ties that no key may shuffle."""
   objective = Objective(
     cross_modal_weight=0.3,
@@ -215,7 +192,7 @@ def test_every_weight_and_option_is_passed_on(scale):
     ties="index",
   )
   params = tied_parameters("clip", scale)
-  loss, terms, _ = evaluate(objective, params)
+  loss, terms, _ = evaluate(objective, params, form=form)
 
   image, text = params["image"].astype(float), params["text"].astype(float)
   a, c, d = image @ text.T, image @ image.T, text @ text.T
@@ -247,6 +224,7 @@ def test_every_weight_and_option_is_passed_on(scale):
   assert_close(loss, expected["contrastive_loss"] + expected["rank_loss"] + cyclic)
 
 
+@every_form
 @pytest.mark.parametrize(
   "name, expected",
   [
@@ -258,8 +236,8 @@ def test_every_weight_and_option_is_passed_on(scale):
     ("rankclip", {"cross_modal_loss", "in_modal_loss", "rank_loss", "rank_weight"}),
   ],
 )
-def test_terms_are_those_that_are_on(name, expected):
-  _, terms, _ = evaluate(name, parameters(name))
+def test_terms_are_those_that_are_on(form, name, expected):
+  _, terms, _ = evaluate(name, parameters(name), form=form)
   assert terms.keys() == expected | {"contrastive_loss"}
 
 
@@ -276,23 +254,25 @@ def test_a_rank_weight_of_zero_leaves_clip(name):
 # Invariants of every preset.
 
 
+@every_form
 @every_preset
-def test_the_order_of_the_pairs_does_not_matter(name):
+def test_the_order_of_the_pairs_does_not_matter(form, name):
   params = parameters(name, seed=1)
   moved = np.random.default_rng(0).permutation(ROWS)
   permuted = lambda x: x | {"image": x["image"][moved], "text": x["text"][moved]}
-  loss, _, grads = evaluate(name, params)
-  actual, _, actual_grads = evaluate(name, permuted(params))
+  loss, _, grads = evaluate(name, params, form=form)
+  actual, _, actual_grads = evaluate(name, permuted(params), form=form)
   assert_close(actual, loss)
   assert_close(actual_grads, permuted(grads))
 
 
+@every_form
 @every_preset
-def test_image_and_text_are_treated_alike(name):
+def test_image_and_text_are_treated_alike(form, name):
   params = parameters(name, seed=2)
   swapped = lambda x: x | {"image": x["text"], "text": x["image"]}
-  loss, _, grads = evaluate(name, params)
-  actual, _, actual_grads = evaluate(name, swapped(params))
+  loss, _, grads = evaluate(name, params, form=form)
+  actual, _, actual_grads = evaluate(name, swapped(params), form=form)
   assert_close(actual, loss)
   assert_close(actual_grads, swapped(grads))
 
@@ -310,12 +290,13 @@ def test_a_batch_of_one_pair(name):
   )
 
 
+@every_form
 @every_preset
 @pytest.mark.parametrize("scale", [1 / 0.07, 100.0])
-def test_all_similarities_tied(name, scale):
+def test_all_similarities_tied(form, name, scale):
   params = parameters(name, scale=scale)
   params |= {key: np.tile(params[key][:1], (ROWS, 1)) for key in ("image", "text")}
-  loss, _, grads = evaluate(name, params)
+  loss, _, grads = evaluate(name, params, form=form)
   # Tied scores cost the same in any order.
   exact = {key: value.astype(float) for key, value in params.items()}
   scale, bias = np.exp(exact["log_scale"]), exact.get("bias")
@@ -324,21 +305,23 @@ def test_all_similarities_tied(name, scale):
   assert_finite(grads)
 
 
+@every_form
 @every_preset
-def test_duplicated_pairs(name):
+def test_duplicated_pairs(form, name):
   params = parameters(name)
   params |= {key: np.repeat(params[key][::2], 2, axis=0) for key in ("image", "text")}
-  loss, _, grads = evaluate(name, params)
+  loss, _, grads = evaluate(name, params, form=form)
   expected, _ = formula_gradients(name, params, RAMP)
   assert_close(loss, expected)
   assert_finite(grads)
 
 
+@every_form
 @every_preset
-def test_scale_100_with_perfect_pairs_is_finite(name):
+def test_scale_100_with_perfect_pairs_is_finite(form, name):
   params = parameters(name, scale=100.0)
   params["text"] = params["image"]
-  loss, terms, grads = evaluate(name, params)
+  loss, terms, grads = evaluate(name, params, form=form)
   assert_finite((loss, terms, grads))
 
 
@@ -435,116 +418,6 @@ def test_gathered_embeddings_carry_gradient():
   assert_close(grads["image"], factor * (rows + columns) @ text)
   only_own = factor * rows @ text
   assert np.abs(grads["image"] - only_own).max() > 0.1 * np.abs(only_own).max()
-
-
-# The released PyTorch code, in its float32.
-
-
-def torch_list_mle(torch, scored, reference, eps):
-  shuffle = torch.randperm(scored.shape[1])
-  scored, reference = scored[:, shuffle], reference[:, shuffle]
-  _, order = reference.sort(descending=True, dim=-1)
-  p = torch.gather(scored, 1, order)
-  p = p - p.max(dim=1, keepdim=True).values
-  if eps is None:
-    log_mass = torch.logcumsumexp(p.flip(1), dim=1).flip(1)
-  else:
-    log_mass = torch.log(torch.cumsum(p.exp().flip(1), dim=1).flip(1) + eps)
-  return (log_mass - p).sum(dim=1).mean()
-
-
-def torch_released(params, *, epoch, epochs, dtype="float32", eps: float | None = 1e-10):
-  """L_CLIP + w(e) (L_cross + L_in) / N, and its gradients."""
-  if sys.version_info >= (3, 12):  # where the peers are not pinned
-    pytest.importorskip("torch")
-  import torch
-
-  torch.manual_seed(0)
-  leaves = {
-    key: torch.tensor(value, dtype=getattr(torch, dtype), requires_grad=True)
-    for key, value in params.items()
-  }
-  image, text, s = leaves["image"], leaves["text"], leaves["log_scale"].exp()
-  a, c, d = s * image @ text.T, s * image @ image.T, s * text @ text.T
-  list_mle = functools.partial(torch_list_mle, torch, eps=eps)
-  in_modal = (list_mle(c, d) + list_mle(d, c)) / 32
-  cross_modal = (list_mle(a, a.T) + list_mle(a.T, a)) / 32
-  label = torch.arange(len(image))
-  cross_entropy = torch.nn.functional.cross_entropy
-  clip = (cross_entropy(a, label) + cross_entropy(a.T, label)) / 2
-  w = min(max(3 * (epoch - 1) / (epochs - 1), 0), 2)
-  loss = clip + w * (cross_modal + in_modal) / len(image)
-  grads = torch.autograd.grad(loss, list(leaves.values()))
-  grads = {key: grad.numpy() for key, grad in zip(leaves, grads, strict=True)}
-  return loss.item(), grads
-
-
-EPOCHS, EPOCH_STEPS = 64, 10
-
-
-def as_released(params, epoch, name="rankclip_released"):
-  w = objectives.rank_weight(
-    PRESETS["rankclip_released"],
-    (epoch - 1) * EPOCH_STEPS + 3,
-    num_steps=EPOCHS * EPOCH_STEPS,
-    epoch_steps=EPOCH_STEPS,
-  )
-  loss, _, grads = evaluate(name, params, w=w)
-  return loss, grads
-
-
-@pytest.mark.parametrize("case", range(20))
-def test_released_equals_pytorch_where_float32_is_sound(case):
-  """Scales of 1 to 10 (20 cases, 6 of them to 1/0.07, where training starts).
-
-  On such data eps costs the loss less than 1e-5 up to 10; at 1/0.07 it can be 2e-3.
-  """
-  rng = np.random.default_rng(case)
-  rows, dim = [(3, 4), (ROWS, DIM), (12, 32), (12, 8)][case % 4]
-  scale = float(np.exp(rng.uniform(0, math.log(10.0 if case < 14 else 1 / 0.07))))
-  params = parameters("clip", case, rows, dim, scale, noise=rng.uniform(0.3, 2.0))
-  epoch = int(rng.integers(2, EPOCHS + 1))
-  loss, grads = as_released(params, epoch)
-  expected, expected_grads = torch_released(params, epoch=epoch, epochs=EPOCHS)
-  assert_close(loss, expected, rtol=1e-6)
-  assert_close(grads, expected_grads)
-
-
-@pytest.mark.parametrize("scale", [50.0, 100.0])
-def test_released_equals_pytorch_where_its_form_is_wrong(scale):
-  params = parameters("clip", 5, 12, 32, scale)
-  loss, grads = as_released(params, EPOCHS)
-  expected, expected_grads = torch_released(params, epoch=EPOCHS, epochs=EPOCHS)
-  assert_close(loss, expected, rtol=1e-5)
-  assert_close(grads, expected_grads, rtol=1e-4)
-  exact, exact_grads = torch_released(
-    params, epoch=EPOCHS, epochs=EPOCHS, dtype="float64", eps=None
-  )
-  assert loss > 1.2 * exact  # wrong it is ...
-  loss, grads = as_released(params, EPOCHS, "rankclip")
-  assert_close(loss, exact)  # ... and the log-space form is not
-  assert_close(grads, exact_grads)
-
-
-@pytest.mark.parametrize(
-  "scale, loss_off, gradient_off",
-  [
-    (10.0, (0, 1e-5), (0, 1e-5)),
-    (50.0, (0.4, 0.9), (0.2, 0.5)),
-    (100.0, (1.2, 1.7), (0.3, 0.6)),
-  ],
-)
-def test_how_wrong_the_released_form_is(scale, loss_off, gradient_off):
-  """64 pairs of 64 dimensions, cosine 1/2, w = 1: 72 % and 31 % off at scale 50, 146 %
-  and 43 % at 100. Others measured 43 % and 42 %, 144 % and 53 %, on data of their own.
-  """
-  params = parameters("clip", 0, 64, 64, scale)
-  form = functools.partial(torch_released, params, epoch=22, epochs=64)
-  loss, grads = form()
-  exact, exact_grads = form(dtype="float64", eps=None)
-  off = np.linalg.norm(grads["image"] - exact_grads["image"])
-  assert loss_off[0] <= loss / exact - 1 + 1e-7 <= loss_off[1]
-  assert gradient_off[0] <= off / np.linalg.norm(exact_grads["image"]) <= gradient_off[1]
 
 
 # The ramp.
@@ -653,10 +526,11 @@ def test_named_suggests_a_name():
 # Errors.
 
 
-def call(name="rankclip", image=(4, 3), text=(4, 3), **options):
+def call(name="rankclip", image=(4, 3), text=(4, 3), stride=1, **options):
   defaults = {"log_scale": jnp.float32(1.0), "tie_key": jax.random.key(0)}
+  objective = dataclasses.replace(PRESETS[name], anchor_stride=stride)
   return plain.evaluate(
-    PRESETS[name], jnp.ones(image), jnp.ones(text), **(defaults | options)
+    objective, jnp.ones(image), jnp.ones(text), **(defaults | options)
   )
 
 
@@ -674,7 +548,7 @@ def test_shapes_must_match(shapes, got):
 
 
 def test_random_ties_need_a_key():
-  with pytest.raises(ValueError, match='needs tie_key; pass .* or use ties="index"'):
+  with pytest.raises(ValueError, match='need tie_key; pass .* or use ties="index"'):
     call(tie_key=None)
   jax.eval_shape(lambda: call("clip", tie_key=None))  # nothing is ranked
 
@@ -691,3 +565,9 @@ def test_a_bias_belongs_to_the_sigmoid(name, options, got):
     ValueError, match=f"takes a bias and the softmax loss none, got {got}"
   ):
     call(name, **options)
+
+
+@pytest.mark.parametrize("stride", [0, 3, 8])
+def test_a_stride_must_divide_the_rows(stride):
+  with pytest.raises(ValueError, match=rf"divide the rows .*, got {stride} for 4 rows"):
+    call(stride=stride)

@@ -1,0 +1,1 @@
+"""Compiling this project for accelerators that are not here, and reading the answer."""

@@ -1,0 +1,136 @@
+"""Compiles the loss and its gradient for every case of a grid; prints facts as JSON.
+
+    python -m aot.loss
+
+One JSON object a line, as soon as it is known. `tests/aot/loss_test.py` runs this in a
+process of its own and judges the facts.
+"""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from aot import hlo, targets
+from rankclip_jax import sharding, step
+from rankclip_jax.losses import blocked
+from rankclip_jax.losses import objective as objectives
+
+DIM = 512  # of CLIP's B models
+OBJECTIVE = objectives.PRESETS["rankclip"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """Where and for how many pairs the loss is compiled; `batch` is global."""
+
+  target: str
+  devices: int
+  batch: int
+
+  @property
+  def rows(self) -> int:
+    """Of one device."""
+    return self.batch // self.devices
+
+  def __str__(self) -> str:
+    return f"{self.target}-{self.devices}-{self.batch}"
+
+
+BATCHES = (512, 2048, 8192, 32768, 65536)
+CASES = [
+  *[Case("h100", devices, batch) for devices in (1, 8) for batch in BATCHES],
+  # One, the largest: TPUs' compiler takes longer than H100s' for all the others.
+  Case("tpu_v5e", 8, 65536),
+]
+
+
+def chunk_rows(case: Case, platform: str) -> int:
+  """C, how many of a device's rows the loss takes at once: what it chooses itself."""
+  return blocked.choose(
+    blocked.AUTOMATIC,
+    OBJECTIVE,
+    rows=case.rows,
+    length=case.batch,
+    dim=DIM,
+    platform=platform,
+  ).rows
+
+
+def abstract_loss(mesh: Mesh, batch: int):
+  """The loss and its three gradients, jitted, and the shapes of its arguments."""
+
+  def loss(image, text, log_scale):
+    value, _ = step.global_loss(
+      OBJECTIVE,
+      mesh,
+      image,
+      text,
+      log_scale=log_scale,
+      bias=None,
+      rank_weight=jnp.float32(1.0),
+      tie_key=jax.random.key(0),
+    )
+    return value
+
+  rows, whole = sharding.over_batch(mesh), sharding.replicated(mesh)
+  embeddings = jax.ShapeDtypeStruct((batch, DIM), jnp.float32, sharding=rows)
+  log_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  gradient = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1, 2)),
+    out_shardings=(whole, (rows, rows, whole)),
+  )
+  return gradient, (embeddings, embeddings, log_scale)
+
+
+def facts(case: Case) -> dict:
+  """What is judged of a case: sizes in bytes a device, and instructions by kind.
+
+  Matrices are buffers of as many elements as this device's rows of a whole similarity
+  matrix; sorts count when they sort more than one row.
+  """
+  target = targets.TARGETS[case.target][case.devices]()
+  mesh = sharding.make_mesh(devices=target.devices)
+  loss, shapes = abstract_loss(mesh, case.batch)
+  known = {"case": str(case), "chunk": chunk_rows(case, mesh.devices.flat[0].platform)}
+  try:
+    program = targets.compile_for(target, loss, *shapes)
+  except jax.errors.JaxRuntimeError as e:
+    return known | {"error": str(e)[:500]}
+  parts = hlo.instructions(program.hlo)
+  exchanged = hlo.collectives(parts)
+  several_rows = case.batch + 1
+  names = lambda xs: [str(x) for x in xs]
+  return known | {
+    "error": None,
+    "seconds": program.seconds,
+    "finished": program.finished,
+    "memory": dataclasses.asdict(program.memory),
+    "largest": names(hlo.buffers(parts, 1)[:3]),
+    "matrices": names(hlo.buffers(parts, case.rows * case.batch)[:5]),
+    "slow_sorts": names(hlo.slow_sorts(parts, several_rows)),
+    "cub_sorts": names(hlo.cub_sorts(parts, several_rows)),
+    "collectives": {k: names(v) for k, v in exchanged.items()},
+    "collective_elements": {
+      k: sum(shape.elements for x in v for shape in x.shapes)
+      for k, v in exchanged.items()
+    },
+    "collectives_in_loops": names(x for v in exchanged.values() for x in v if x.looped),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  choices = [str(case) for case in CASES]
+  parser.add_argument("--cases", nargs="*", default=choices, metavar="target-devices-N")
+  wanted = parser.parse_args().cases
+  for case in wanted:
+    target, devices, batch = case.split("-")
+    print(json.dumps(facts(Case(target, int(devices), int(batch)))), flush=True)
+
+
+if __name__ == "__main__":
+  main()

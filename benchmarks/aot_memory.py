@@ -1,0 +1,89 @@
+"""Memory a device of whole training steps, as compilers for H100s and TPU v5e plan it.
+
+    pip install --no-deps -r requirements-aot.txt
+    JAX_PLATFORMS=cpu python benchmarks/aot_memory.py --models=ViT-B-32,ViT-B-16
+
+The compiler's answer, not a measurement: nothing runs on such a device, and none is
+needed. Arguments are the train state and the batch. The program's own buffers are
+counted; what the runtime, its allocator and communication keep beside them comes on top.
+20 to 60 seconds a row on 2 cores.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from aot import targets  # noqa: E402
+from rankclip_jax import config, plan, sharding, state, step  # noqa: E402
+
+GIB = 2**30
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--models", default="ViT-B-32,ViT-B-16")
+  parser.add_argument("--remat", default="none,dots,full")
+  parser.add_argument("--targets", default="h100", help="of h100, tpu_v5e")
+  parser.add_argument("--devices", type=int, default=8, choices=(1, 8))
+  parser.add_argument("--batch", type=int, default=512, help="rows of one device")
+  parser.add_argument("--fsdp", type=int, default=1)
+  parser.add_argument("--objective", default="rankclip")
+  args = parser.parse_args()
+  versions = ", ".join(f"{name} {v}" for name, v in targets.versions().items())
+  print(f"Planned by compilers, measured on no device. {versions}.")
+  print(f"{args.devices} devices, {args.batch} rows on each, mesh.fsdp {args.fsdp}:\n")
+  print(
+    "| target | model | remat | arguments GiB | temp GiB | total GiB | compiled in s |"
+  )
+  print("|---|---|---|---:|---:|---:|---:|")
+  for name in args.targets.split(","):
+    target = targets.TARGETS[name][args.devices]()
+    for model in args.models.split(","):
+      for remat in args.remat.split(","):
+        cells = row(target, model, remat, args)
+        print(f"| {target.name} | {model} | {remat} | {cells} |", flush=True)
+
+
+def row(target: targets.Target, model: str, remat, args: argparse.Namespace) -> str:
+  """The numbers of one line: GiB a device, and seconds."""
+  try:
+    program = compile_step(target, model, remat, args)
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    return f"does not fit: {str(e).splitlines()[0][:120]} | | |"
+  memory = program.memory
+  gib = [f"{x / GIB:.2f}" for x in (memory.argument, memory.temp, memory.total)]
+  return " | ".join([*gib, f"{program.seconds:.0f}"])
+
+
+def compile_step(
+  target: targets.Target, model: str, remat, args: argparse.Namespace
+) -> targets.Program:
+  """`step.compile_step` as training calls it, for a mesh of the target's devices."""
+  cfg = config.Config(
+    model=config.ModelConfig(name=model, dtype="bfloat16", remat=remat),
+    objective=config.ObjectiveConfig(name=args.objective),
+  )
+  mesh = sharding.make_mesh(-1, args.fsdp, target.devices)
+  # Batch and length of the run do not matter here: the step is compiled for any batch.
+  p = dataclasses.replace(plan.make(cfg), mesh=mesh)
+  batch = args.batch * args.devices
+  image = (batch, p.size.image_size, p.size.image_size, 3)
+  examples = {
+    "image": jax.ShapeDtypeStruct(image, jnp.uint8),
+    "tokens": jax.ShapeDtypeStruct((batch, p.size.context_length), jnp.int32),
+  }
+  before = state.abstract(p.size, p.objective, p.optimizer, mesh)
+  return targets.compile_for(target, step.compile_step(p), before, examples)
+
+
+if __name__ == "__main__":
+  main()
