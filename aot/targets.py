@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,10 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+# Where the compilers are. Beside the environment, not in it: a CUDA plugin without CUDA
+# would make every other program that imports jax complain.
+DIRECTORY = pathlib.Path(__file__).parents[1] / ".aot"
+INSTALL = "pip install --no-deps --target .aot -r requirements-aot.txt"
 # An "NVIDIA H100 80GB HBM3" as XLA describes one to itself.
 H100_DESCRIPTION = pathlib.Path(__file__).parent / "h100.txtpb"
 # Triton's matmuls are chosen by timing them, which takes the GPU itself. Without it
@@ -206,11 +211,13 @@ def read_plan(directory: pathlib.Path) -> tuple[Memory, str]:
 
 def versions() -> dict[str, str]:
   """Of the compilers' packages."""
+  _look_beside()
   return {name: importlib.metadata.version(name) for name in ("jax", *PACKAGES)}
 
 
 def _prepare(packages: Sequence[str]) -> None:
   """Sets this process up to compile for devices and to open none."""
+  _look_beside()
   for name in packages:
     _check_installed(name)
   os.environ.update(TPU_ENVIRONMENT)
@@ -219,16 +226,19 @@ def _prepare(packages: Sequence[str]) -> None:
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+def _look_beside() -> None:
+  if str(DIRECTORY) not in sys.path:
+    sys.path.append(str(DIRECTORY))
+
+
 def _check_installed(name: str) -> None:
   try:
     version = importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError as e:
     raise ModuleNotFoundError(
-      f"Compiling for this target needs {name}, which is not installed; "
-      "`pip install --no-deps -r requirements-aot.txt`."
+      f"Compiling for this target needs {name}, which is not installed; `{INSTALL}`."
     ) from e
   if name.startswith("jax-") and version != jax.__version__:
     raise ModuleNotFoundError(
-      f"{name} {version} does not go with jax {jax.__version__}; "
-      "`pip install --no-deps -r requirements-aot.txt`."
+      f"{name} {version} does not go with jax {jax.__version__}; `{INSTALL}`."
     )

@@ -1,7 +1,9 @@
 """Memory a device of whole training steps, as compilers for H100s and TPU v5e plan it.
 
-    pip install --no-deps -r requirements-aot.txt
+    pip install --no-deps --target .aot -r requirements-aot.txt
     JAX_PLATFORMS=cpu python benchmarks/aot_memory.py --models=ViT-B-32,ViT-B-16
+    JAX_PLATFORMS=cpu python benchmarks/aot_memory.py --devices=1 --batch=32768 \\
+        --micro-batches=64 --models=ViT-B-32 --remat=none
 
 The compiler's answer, not a measurement: nothing runs on such a device, and none is
 needed. Arguments are the train state and the batch. The program's own buffers are
@@ -34,11 +36,15 @@ def main() -> None:
   parser.add_argument("--devices", type=int, default=8, choices=(1, 8))
   parser.add_argument("--batch", type=int, default=512, help="rows of one device")
   parser.add_argument("--fsdp", type=int, default=1)
+  parser.add_argument("--micro-batches", type=int, default=1, help="see accumulate.py")
   parser.add_argument("--objective", default="rankclip")
   args = parser.parse_args()
   versions = ", ".join(f"{name} {v}" for name, v in targets.versions().items())
   print(f"Planned by compilers, measured on no device. {versions}.")
-  print(f"{args.devices} devices, {args.batch} rows on each, mesh.fsdp {args.fsdp}:\n")
+  print(
+    f"{args.devices} devices, {args.batch} rows on each, mesh.fsdp {args.fsdp}, "
+    f"optim.micro_batches {args.micro_batches}:\n"
+  )
   print(
     "| target | model | remat | arguments GiB | temp GiB | total GiB | compiled in s |"
   )
@@ -71,6 +77,7 @@ def compile_step(
   cfg = config.Config(
     model=config.ModelConfig(name=model, dtype="bfloat16", remat=remat),
     objective=config.ObjectiveConfig(name=args.objective),
+    optim=config.OptimConfig(micro_batches=args.micro_batches),
   )
   mesh = sharding.make_mesh(-1, args.fsdp, target.devices)
   # Batch and length of the run do not matter here: the step is compiled for any batch.

@@ -1,7 +1,7 @@
 """Time and peak memory of RankCLIP's whole objective, forward and backward, by N.
 
     python benchmarks/loss.py --sizes 1024 2048 4096 --json loss.json --plot loss.png
-    python benchmarks/loss.py --from-json loss.json --plot loss.png --markdown
+    python benchmarks/loss.py --from-json loss.json more.json --plot loss.png --markdown
 
 Every contender of `contenders.py` runs in a process of its own on the same cores, and
 must find the same loss. They take turns, one run each, so that what else the machine does
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import contenders, figures, machine
 
 FIT_FROM = 1024  # smaller batches measure overheads
-KEPT = 0.9  # of the available memory, for a contender's estimated need
+KEPT = 0.7  # of the available memory, for a contender's estimated need
 MEMORY_RUNS = 2
 # glibc's malloc gives every array above this size back as soon as it is free.
 NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -274,7 +274,7 @@ def arguments() -> argparse.Namespace:
   add("--memory-mib", type=int, default=256, help="Blocking's, of this project")
   add("--markdown", action="store_true", help="tables for docs")
   add("--json", type=Path, help="where to write the raw numbers")
-  add("--from-json", type=Path, help="measure nothing, read these")
+  add("--from-json", type=Path, nargs="+", help="measure nothing, read these")
   add("--plot", type=Path, help="where to draw them (PNG)")
   add("--child", choices=names, help=argparse.SUPPRESS)
   return parser.parse_args()
@@ -300,8 +300,9 @@ def main() -> None:
     serve(args.child, args.sizes[0], args.memory_mib, args.cores)
     return
   if args.from_json:
-    content = json.loads(args.from_json.read_text())
-    about, rows = content["about"], [Row(**r) for r in content["rows"]]
+    contents = [json.loads(path.read_text()) for path in args.from_json]
+    about = "\n".join(dict.fromkeys(x["about"] for x in contents))
+    rows = [Row(**r) for x in contents for r in x["rows"]]
   else:
     about, rows = measure(args)
   print(formatted(table(rows), markdown=args.markdown), end="\n\n")

@@ -52,6 +52,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
 
 def _run(cfg: Config, workdir: pathlib.Path) -> int:
   logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+  absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   logging.getLogger("rankclip_jax").setLevel(logging.INFO)
   absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
   others = [pathlib.Path(w) for w in cfg.report.compare.split(",") if w]

@@ -377,8 +377,8 @@ def test_given_chunks_are_kept_and_no_larger_than_the_batch():
     (2**16, "gpu", "packed"),
     (2**16 + 1, "gpu", "exact"),
     (2**16, "tpu", "packed"),
-    (1023, "cpu", "packed"),
-    (1024, "cpu", "native"),
+    (511, "cpu", "packed"),
+    (512, "cpu", "native"),
     (2**16 + 1, "cpu", "native"),
   ],
 )
