@@ -38,11 +38,11 @@ struct Scratch {
   std::vector<double> p, e, mass;
 };
 
-// Bits that fall as the number rises; -0 and 0 are a tie.
+// Bits that fall as the number rises; -0 and 0, which fast-math takes for one, are a tie.
 uint32_t FallingKey(float x) {
-  if (x == 0.0f) x = 0.0f;
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
+  if (bits << 1 == 0) bits = 0;
   return bits >> 31 ? bits : bits ^ 0x7fffffffu;
 }
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from rankclip_jax.losses import blocked, native, plain, terms
+from rankclip_jax.losses import blocked, native, order, plain, terms
 from rankclip_jax.losses.blocked import Blocking
 from rankclip_jax.losses.objective import PRESETS, Objective
 from tests.losses import oracle
@@ -199,6 +199,57 @@ def test_any_batch_equals_float64(case, scale, ties, w, seed):
   actual = evaluate(case, params, ids, w=np.float32(w), seed=seed)
   expected = exactly(case, params, ids, w=np.float32(w), seed=seed)
   assert_close(actual, expected, 1e-5)
+
+
+@st.composite
+def cases_of_any_shape(draw):
+  mesh = draw(st.sampled_from([(), (2,), (8,), (2, 4)]))
+  devices = math.prod(mesh)
+  here = draw(st.integers(1, 40 // devices))
+  weight = st.sampled_from([0.0, 0.3, 2.0])
+  sigmoid = draw(st.booleans())
+  objective = Objective(
+    contrastive="sigmoid" if sigmoid else "softmax",
+    initial_bias=-3.0 if sigmoid else None,
+    cross_modal_weight=draw(weight),
+    in_modal_weight=draw(weight),
+    cyclic_cross_modal_weight=draw(weight),
+    cyclic_in_modal_weight=draw(weight),
+    decay=draw(st.sampled_from(["none", "log"])),
+    top_k=draw(st.none() | st.integers(1, 50)),
+    ties=draw(st.sampled_from(["random", "index"])),
+    anchor_stride=draw(st.sampled_from([k for k in (1, 2, 3) if here % k == 0])),
+  )
+  return Case(
+    objective,
+    here * devices,
+    draw(st.sampled_from([*order.LONGEST, "native"])),
+    draw(st.none() | st.integers(1, here)),
+    mesh,
+    draw(st.booleans()),
+    draw(st.sampled_from(["float32", "bfloat16"])),
+    draw(st.sampled_from(["cpu", "tpu"])),
+  )
+
+
+@hypothesis.given(
+  cases_of_any_shape(), st.integers(1, 40), st.floats(1.0, 50.0), st.integers(0, 9999)
+)
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_shape_and_option_equals_float64(case, dim, scale, seed):
+  if case.platform == "tpu" and case.order == "native":
+    case = case._replace(order="auto")
+  params = oracle.tied(seed, case.rows, dim, scale)
+  for name in ("image", "text"):
+    params[name] = jnp.asarray(params[name], case.dtype)  # exact in both
+  if case.objective.has_bias:
+    params["bias"] = np.float32(-3.0)
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, case.rows, case.rows) if case.masked else None
+  actual = evaluate(case, params, ids, seed=seed)
+  expected = exactly(case, params, ids, seed=seed)
+  assert_close(actual[:2], expected[:2])
+  assert_close(actual[2], expected[2], 1e-5 if case.dtype == "float32" else 2**-8)
 
 
 @pytest.mark.parametrize("scale", [14.3, 100.0])

@@ -153,6 +153,16 @@ def test_any_number_of_rows(rows):
     np.testing.assert_allclose(gradient[i], expected[1], atol=1e-6)
 
 
+def test_negative_zero_and_zero_are_tied():
+  """Fast-math let the compiler take one for the other, and then forget to do so."""
+  scores = jnp.arange(4.0)[None]
+  zeros = jnp.array([[0.0, -0.0, 0.0, -0.0]])
+  nll, gradient = native.nll_and_gradient(scores, zeros, jnp.ones(4))
+  expected = oracle.nll_and_gradient(scores[0], np.zeros(4))
+  np.testing.assert_allclose(nll[0], expected[0], rtol=1e-6)
+  np.testing.assert_allclose(gradient[0], expected[1], atol=1e-6)
+
+
 def test_equal_lists_cost_the_same_on_every_thread():
   """Scratch memory that a thread uses again holds nothing of the list before."""
   rng = np.random.default_rng(0)
