@@ -7,13 +7,16 @@ import jax
 import numpy as np
 
 
-def assert_close(actual, expected, rtol=1e-5):
-  """Every array of two trees, to `rtol` of its largest expected magnitude."""
+def assert_close(actual, expected, rtol=1e-5, floor=1e-35):
+  """Every array of two trees, to `rtol` of its largest expected magnitude.
+
+  `floor` is the rounding of the numbers that an expected number is the difference of.
+  """
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   named, _ = jax.tree_util.tree_flatten_with_path(expected)
   for x, (name, y) in zip(jax.tree.leaves(actual), named, strict=True):
     x, y = np.asarray(x, float), np.asarray(y, float)
-    atol = rtol * np.abs(y).max(initial=1e-30)
+    atol = max(rtol * np.abs(y).max(initial=0.0), floor)
     np.testing.assert_allclose(
       x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(name)
     )
