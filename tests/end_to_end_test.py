@@ -97,7 +97,7 @@ def undisturbed(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("undisturbed")
   output = finish(start(workdir))
   assert f"Report: {workdir}/report/index.html" in output
-  assert "\nRanking 512 x 512: 128 rows at once, order by native" in output
+  assert "\nLoss of 512 x 512 pairs: 128 rows at once, order by native" in output
   assert "image_retrieval_recall@1" in output
   return workdir
 

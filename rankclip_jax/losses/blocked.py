@@ -81,12 +81,15 @@ def choose(
   """Chunk rows and order for `rows` of a global batch of `length` on a device.
 
   Raises:
-    ValueError: for an order whose index bits do not fit, or not of this platform.
+    ValueError: for an order whose index bits do not fit or that this platform or
+      objective does not have, and for a chunk or a budget of nothing.
   """
   backend = _order(blocking.order, objective, length, platform)
   slow = platform == "cpu" and backend != "native"
   chunk_floats = CPU_CHUNK_FLOATS if slow else CHUNK_FLOATS
   chunk = blocking.chunk_rows
+  if blocking.memory_mib < 1:
+    raise ValueError(f"memory_mib must be at least 1, got {blocking.memory_mib}.")
   if chunk is None:
     most = CPU_MOST_ROWS if platform == "cpu" else MOST_ROWS
     fit = blocking.memory_mib * MIB // (4 * chunk_floats * length)
@@ -101,7 +104,7 @@ def choose(
 def _order(
   wanted: Order, objective: objectives.Objective, length: int, platform: str
 ) -> order.Backend | native.Backend:
-  """The one that will be used; the kernel has neither `eps` nor truncated lists."""
+  """`auto` resolved, and the others checked."""
   whole = objective.top_k is None or objective.top_k >= length
   has_kernel = objective.ranks and objective.eps is None and whole
   if wanted == "native":
@@ -109,8 +112,11 @@ def _order(
       raise ValueError(
         f'order="native" is a CPU kernel, got {platform}; use order="auto".'
       )
-    if has_kernel:
-      return "native"
+    if objective.ranks and not has_kernel:
+      raise ValueError(
+        'order="native" can rank neither by eps nor the top_k alone; use order="auto".'
+      )
+    return "native"
   elif wanted != "auto":
     order.check(wanted, length)
     return wanted
@@ -137,7 +143,9 @@ def evaluate(
 
   Args:
     objective, image, text, log_scale, bias, rank_weight, tie_key, ids, axis_name: as
-      there. Only the loss has a gradient, not its terms.
+      there. Only the loss has a gradient, not its terms. The scores of one list, cosines
+      times the scale, may lie `listwise.MAX_RANGE` apart: a scale of 155 for embeddings
+      of norm 1. Beyond that the loss is not finite.
     blocking: how the work is cut.
     platform: "cpu", "gpu" or "tpu", where it will run; None is JAX's default.
 
@@ -146,7 +154,8 @@ def evaluate(
       exponentials of one list leave float32.
   """
   terms.check(objective, image, text, bias, tie_key)
-  listwise.check_scale(objective.log_scale_range[1])
+  if objective.ranks:
+    listwise.check_scale(objective.log_scale_range[1])
   (rows, dim), devices = image.shape, 1
   if axis_name is not None:
     devices = jax.lax.axis_size(axis_name)
@@ -158,8 +167,7 @@ def evaluate(
     dim=dim,
     platform=platform or jax.default_backend(),
   )
-  if objective.ranks:
-    _tell(objective, blocks, rows * devices)
+  _tell(objective, blocks, rows * devices)
   params = {"image": image, "text": text, "log_scale": log_scale}
   if bias is not None:
     params["bias"] = bias
@@ -259,13 +267,10 @@ def _over_chunks(
     columns' embeddings and by `scalars`.
   """
   objective, blocks = job.objective, job.blocks
-  reach = jnp.max(jnp.stack([jnp.sum(x * x, axis=1) for x in columns[:2]]))
   options = listwise.Options(
     objective.decay, objective.top_k, objective.eps, blocks.order, blocks.gathers
   )
-  consistency = lambda a, b, s, where: listwise.consistency(
-    options, a, b, s, reach, where
-  )
+  consistency = functools.partial(listwise.consistency, options)
 
   def loss(here, everywhere, scalars, ids, positive, weight, pair):
     values = terms.terms_of_rows(
@@ -323,16 +328,19 @@ def _rows_within(most: int, rows: int) -> int:
 
 
 def _tell(objective: objectives.Objective, blocks: Blocks, length: int) -> None:
-  sort = blocks.order
-  ties = 0.0 if sort == "native" else order.resolution(sort, length)
-  if objective.top_k is not None and objective.top_k < length:
-    sort, ties = "top_k", 0.0
+  how = ""
+  if objective.ranks:
+    sort = blocks.order
+    ties = 0.0 if sort == "native" else order.resolution(sort, length)
+    if objective.top_k is not None and objective.top_k < length:
+      sort, ties = "top_k", 0.0
+    exactness = f"resolution {ties:.1g} of a list's range" if ties else "exact in float32"
+    how = f" order by {sort} ({exactness}),"
   log.info(
-    "Ranking %d x %d: %d rows at once, order by %s (%s), about %d MiB a device.",
+    "Loss of %d x %d pairs: %d rows at once,%s about %d MiB a device.",
     length,
     length,
     blocks.rows,
-    sort,
-    f"resolution {ties:.1g} of the range" if ties else "exact in float32",
+    how,
     blocks.predicted_bytes / MIB,
   )

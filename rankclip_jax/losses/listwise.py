@@ -53,35 +53,35 @@ def _consistency(
   a: Float[Array, "rows length"],
   b: Float[Array, "rows length"],
   scale: Float[Array, ""],
-  reach: Float[Array, ""],
   where: Bool[Array, "rows length"] | None,
 ) -> Float[Array, " rows"]:
-  return _forward(options, a, b, scale, reach, where)[0]
+  return _forward(options, a, b, scale, where)[0]
 
 
-def _forward(options, a, b, scale, reach, where):
+def _forward(options, a, b, scale, where):
   items = jnp.float32(a.shape[-1]) if where is None else where.sum(-1)
   half = jnp.broadcast_to(0.5 / jnp.clip(items, 1, options.top_k), a.shape[:1])
-  rank = functools.partial(nll_and_gradient, options, reach=scale * reach, where=where)
+  rank = functools.partial(nll_and_gradient, options, where=where)
 
   def finish(nll, x_bar, x):
     by_scale = half * jnp.sum(x_bar * x, axis=1)
     return half * nll, by_scale, half[:, None] * scale * x_bar
 
-  of_a, a_scale, a_bar = finish(*rank(scale * a, scale * b), a)
+  # Cosines order as their multiples do, and no rounding of a product makes ties of them.
+  of_a, a_scale, a_bar = finish(*rank(scale * a, b), a)
   # One list after the other, so that what one needs on the way is free for the next.
   a, b, a_bar = jax.lax.optimization_barrier((a, b, a_bar))
-  of_b, b_scale, b_bar = finish(*rank(scale * b, scale * a), b)
+  of_b, b_scale, b_bar = finish(*rank(scale * b, a), b)
   return of_a + of_b, (a_bar, b_bar, a_scale + b_scale)
 
 
 def _backward(options, gradients, cotangent):
   a_bar, b_bar, scale_bar = gradients
   rows = cotangent[:, None]
-  return rows * a_bar, rows * b_bar, jnp.sum(cotangent * scale_bar), None, None
+  return rows * a_bar, rows * b_bar, jnp.sum(cotangent * scale_bar), None
 
 
-# `ranking.consistency(scale * a, scale * b)` with ties by index; |a| and |b| <= reach.
+# `ranking.consistency(scale * a, scale * b)` with ties by index.
 consistency = jax.custom_vjp(_consistency, nondiff_argnums=(0,))
 consistency.defvjp(_forward, _backward)
 
@@ -90,7 +90,6 @@ def nll_and_gradient(
   options: Options,
   scores: Float[Array, "rows length"],
   reference: Float[Array, "rows length"],
-  reach: Float[Array, ""] | float,
   where: Bool[Array, "rows length"] | None = None,
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows length"]]:
   """NLL of each list and its gradient by `scores`; see `ranking.plackett_luce_nll`."""
@@ -122,7 +121,6 @@ def nll_and_gradient(
       reference,
       scores,
       backend=backend,
-      reach=reach,
       where=where,
       gathers=options.gathers,
     )

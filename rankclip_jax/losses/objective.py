@@ -114,7 +114,8 @@ def named(name: str, **changes: Any) -> Objective:
   """The preset called `name`, with those of its fields changed that are not None.
 
   Raises:
-    ValueError: for an unknown name, or an option of terms that are switched off.
+    ValueError: for an unknown name, an option of terms that are switched off, or a
+      temperature that the first clamp would change.
   """
   if name not in PRESETS:
     close = difflib.get_close_matches(name, PRESETS, n=1)
@@ -126,6 +127,12 @@ def named(name: str, **changes: Any) -> Objective:
     raise ValueError(
       f"The objective {name!r} ranks nothing, so {', '.join(idle)} would do nothing; "
       "choose rankclip, or set cross_modal_weight or in_modal_weight."
+    )
+  low, high = (math.exp(x) for x in changed.log_scale_range)
+  if not low * (1 - 1e-6) <= changed.initial_scale <= high * (1 + 1e-6):
+    raise ValueError(
+      f"initial_scale must lie between {low:.4g} and {high:.4g}, where the learned "
+      f"temperature is kept, got {changed.initial_scale:.4g}."
     )
   return changed
 

@@ -1,18 +1,20 @@
 """The order of every list, high to low, by whichever sort the hardware does fast.
 
-On NVIDIA GPUs XLA hands a sort to CUB's radix sort only if it has one unsigned key and at
-most one payload; on CPU a single uint32 operand sorts 4 times faster than an argsort. So
-a similarity becomes an unsigned key that falls as the similarity rises:
+On NVIDIA GPUs XLA hands a sort to CUB's radix sort only if it has one key and at most one
+payload, and only for long lists (H100: from about 2^15 items); on CPU a single uint32
+operand sorts several times faster than an argsort. So a similarity becomes an unsigned
+key that falls as the similarity rises:
 
-| backend | operands | resolution of a cosine | longest list |
+| backend | operands | resolution | longest list |
 |---|---|---|---|
 | `packed` | one uint32, the index in its low bits | see below | 65536 |
 | `payload` | uint32 and a uint16 index | exact float32 | 65536 |
-| `short` | uint16 and a uint16 index | 2^-15 | 65536 |
+| `short` | uint16 and a uint16 index | 2^-16 | 65536 |
 | `exact` | uint32 and an int32 index | exact float32 | any |
 
-`packed` resolves 2^(ceil(log2 N) - 31), 1e-6 at N = 2048 and 3e-5 at 65536, and never
-finer than 2^-23. Items closer than the resolution are tied; ties are ordered by index.
+Resolutions are fractions of a list's own range, from its lowest to its highest item.
+`packed` resolves 2^(ceil(log2 N) - 32), 5e-7 at N = 2048 and 1.5e-5 at 65536, and never
+finer than 2^-24. Items closer than the resolution are tied; ties are ordered by index.
 """
 
 from typing import Literal
@@ -50,7 +52,7 @@ def default(length: int) -> Backend:
 
 
 def resolution(backend: Backend, length: int) -> float:
-  """The width of a tie, as a fraction of the range of similarities; 0 is exact."""
+  """The width of a tie, as a fraction of the range of a list; 0 is exact."""
   if backend in ("payload", "exact"):
     return 0.0
   return 1.0 / _steps(backend, length)
@@ -61,17 +63,15 @@ def arrange(
   scores: Float[Array, "rows length"],
   *,
   backend: Backend,
-  reach: Float[Array, ""] | float = 1.0,
   where: Bool[Array, "rows length"] | None = None,
   gathers: bool = True,
 ) -> tuple[Int[Array, "rows length"], Float[Array, "rows length"]]:
   """Sorts each row from high to low, ties by index, items not `where` last.
 
   Args:
-    reference: float32, between -reach and reach; what is sorted by.
+    reference: float32; what is sorted by.
     scores: what is brought into that order.
     backend: see the table above.
-    reach: what the keys of `packed` and `short` are spread over.
     where: items that exist.
     gathers: False where moving single numbers costs more than sorting them along, as on
       TPUs, whose compiler makes a sort of every such gather and scatter.
@@ -84,10 +84,10 @@ def arrange(
   index = jax.lax.broadcasted_iota(jnp.uint32, reference.shape, 1)
   bits = _index_bits(length)
   if backend == "packed":
-    key = _on_grid(reference, reach, _steps(backend, length), where) << bits | index
+    key = _on_grid(reference, _steps(backend, length), where) << bits | index
     operands = (key,)
   elif backend == "short":
-    key = _on_grid(reference, reach, _steps(backend, length), where).astype(jnp.uint16)
+    key = _on_grid(reference, _steps(backend, length), where).astype(jnp.uint16)
     operands = (key, index.astype(jnp.uint16))
   else:
     wide = jnp.int32 if backend == "exact" else jnp.uint16
@@ -124,8 +124,9 @@ def top(
 ) -> tuple[Int[Array, "rows k"], Bool[Array, "rows length"]]:
   """Indices of the `k` highest items of each row, in order, and which items remain.
 
-  Exact in float32, ties by index, for lists of any length, and without a full sort.
-  Remaining items exist.
+  Exact in float32, ties by index, for lists of any length, by `jax.lax.top_k`: without a
+  full sort where XLA has a better way, which on GPUs is up to k = 16. Remaining items
+  exist.
   """
   reference = _one_zero(reference)
   if where is not None:
@@ -148,10 +149,13 @@ def _steps(backend: Backend, length: int) -> int:
 
 
 def _on_grid(
-  reference: Array, reach: Array | float, steps: int, where: Array | None
+  reference: Array, steps: int, where: Array | None
 ) -> UInt[Array, "rows length"]:
-  falling = jnp.clip(0.5 - reference * (0.5 / reach), 0.0, 1.0)
-  key = (falling * steps).astype(jnp.uint32)
+  """0 for the highest of a row, `steps` for the lowest, steps + 1 for what is missing."""
+  top = jnp.max(reference, 1, keepdims=True, where=where, initial=-jnp.inf)
+  low = jnp.min(reference, 1, keepdims=True, where=where, initial=jnp.inf)
+  scale = steps / jnp.maximum(top - low, 1e-30)
+  key = jnp.clip((top - reference) * scale, 0.0, steps).astype(jnp.uint32)
   return key if where is None else jnp.where(where, key, jnp.uint32(steps + 1))
 
 

@@ -154,6 +154,8 @@ def check(objective, image, text, bias, tie_key) -> None:
       'or use ties="index" and anchor_stride=1.'
     )
   check_anchors(objective, image.shape[0])
+  if objective.top_k is not None and objective.top_k < 1:
+    raise ValueError(f"top_k must be at least 1, got {objective.top_k}; None is all.")
   if (objective.contrastive == "sigmoid") != (bias is not None):
     raise ValueError(
       "The sigmoid loss takes a bias and the softmax loss none, got "

@@ -23,8 +23,8 @@ some = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def nll_and_gradient(options, scores, reference, reach, where=None):
-  return listwise.nll_and_gradient(options, scores, reference, reach, where)
+def nll_and_gradient(options, scores, reference, where=None):
+  return listwise.nll_and_gradient(options, scores, reference, where)
 
 
 def loop(options, scores, reference, where=None):
@@ -42,8 +42,7 @@ def loop(options, scores, reference, where=None):
 
 
 def assert_equals_loop(options, scores, reference, where=None):
-  reach = np.float32(max(np.abs(reference).max(), 1e-30))
-  nll, gradient = nll_and_gradient(options, scores, reference, reach, where)
+  nll, gradient = nll_and_gradient(options, scores, reference, where)
   expected, expected_gradient = loop(options, scores, reference, where)
   # log S_k - p_k is a difference of numbers as large as the scores.
   rounding = 2e-7 * LENGTH * np.abs(scores).max()
@@ -152,7 +151,7 @@ def test_items_that_do_not_exist_count_nowhere(options, scale, share):
   if share < 1.0:
     where[0] = np.arange(LENGTH) == 3  # a list of one
   assert_equals_loop(options, np.where(where, scores, np.sign(scores)), reference, where)
-  nll, gradient = nll_and_gradient(options, scores, reference, np.float32(scale), where)
+  nll, gradient = nll_and_gradient(options, scores, reference, where)
   assert np.isfinite(nll).all()
   np.testing.assert_array_equal(np.asarray(gradient)[~where], 0.0)
 
@@ -177,7 +176,7 @@ def test_any_lists_equal_the_loop(options, scale, points, noise, seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_list_of_one_costs_nothing(backend):
   one = np.array([[3.0], [-100.0]], np.float32)
-  nll, gradient = nll_and_gradient(Options(backend=backend), one, one, np.float32(100.0))
+  nll, gradient = nll_and_gradient(Options(backend=backend), one, one)
   np.testing.assert_array_equal(nll, 0.0)
   np.testing.assert_array_equal(gradient, 0.0)
 
@@ -222,7 +221,7 @@ def test_equals_the_readable_form(options, kind, scale):
   scores, reference = lists(kind, scale)
   where = np.random.default_rng(1).random(scores.shape) < 0.8
   where[:, 0] = True
-  nll, gradient = nll_and_gradient(options, scores, reference, np.float32(scale), where)
+  nll, gradient = nll_and_gradient(options, scores, reference, where)
   expected, expected_gradient = readable(options, scores, reference, where)
   np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-5 * scale)
   assert_close(gradient, expected_gradient, rtol=2e-5)
@@ -235,7 +234,7 @@ def test_equals_the_readable_form(options, kind, scale):
 def consistency(options, a, b, scale, where):
   """Values, and the gradients by a, b and scale of their sum weighted by 1 .. rows."""
   value, pullback = jax.vjp(
-    lambda a, b, s: listwise.consistency(options, a, b, s, jnp.float32(1.0), where),
+    lambda a, b, s: listwise.consistency(options, a, b, s, where),
     a,
     b,
     scale,
@@ -302,7 +301,7 @@ def test_the_largest_range_of_the_longest_list_is_finite(backend):
   scores = np.full((1, 2**16), half, np.float32)
   scores[0, -1] = -half
   reference = -scores  # the lowest comes first
-  nll, gradient = nll_and_gradient(Options(backend=backend), scores, reference, half)
+  nll, gradient = nll_and_gradient(Options(backend=backend), scores, reference)
   expected = listwise.MAX_RANGE + math.lgamma(2**16)
   np.testing.assert_allclose(nll, expected + math.log(2**16 - 1), rtol=1e-5)
   assert np.isfinite(gradient).all()
@@ -313,5 +312,5 @@ def test_native_takes_lists_of_any_length_whatever_the_form():
   lists = jax.ShapeDtypeStruct((2, 2**16 + 1), jnp.float32)
   for options in (Options(), Options(top_k=3), Options(eps=EPS)):
     run = functools.partial(listwise.nll_and_gradient, options._replace(backend="native"))
-    nll, _ = jax.eval_shape(functools.partial(run, reach=1.0), lists, lists)
+    nll, _ = jax.eval_shape(run, lists, lists)
     assert nll.shape == (2,)

@@ -19,14 +19,12 @@ some = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "gathers"))
-def arrange(reference, scores, reach=1.0, where=None, *, backend, gathers=True):
-  return order.arrange(
-    reference, scores, backend=backend, reach=reach, where=where, gathers=gathers
-  )
+def arrange(reference, scores, where=None, *, backend, gathers=True):
+  return order.arrange(reference, scores, backend=backend, where=where, gathers=gathers)
 
 
-def descending(reference, reach=1.0, where=None, *, backend):
-  return arrange(reference, jnp.zeros_like(reference), reach, where, backend=backend)[0]
+def descending(reference, where=None, *, backend):
+  return arrange(reference, jnp.zeros_like(reference), where, backend=backend)[0]
 
 
 top = jax.jit(order.top, static_argnames="k")
@@ -53,11 +51,11 @@ def spread(rng, length, distinct):
   st.integers(0, 2**32 - 1),
 )
 @some
-def test_order_is_numpys_with_ties_by_index(backend, length, reach, grid, share, seed):
+def test_order_is_numpys_with_ties_by_index(backend, length, scale, grid, share, seed):
   rng = np.random.default_rng(seed)
-  reference = np.float32(reach) * spread(rng, length, grid)
+  reference = np.float32(scale) * spread(rng, length, grid)
   where = rng.random(reference.shape) <= share
-  index = np.asarray(descending(reference, reach, where, backend=backend))
+  index = np.asarray(descending(reference, where, backend=backend))
   exist = stable_argsort(reference, where)
   for row, expected, items in zip(index, exist, where.sum(1), strict=True):
     np.testing.assert_array_equal(row[:items], expected[:items])
@@ -71,7 +69,7 @@ def test_scores_go_with_their_items_and_back(backend, gathers):
   reference, scores = spread(rng, 100, 40), rng.normal(size=(ROWS, 100))
   where = rng.random(reference.shape) <= 0.7
   scores = scores.astype(np.float32)
-  index, p = arrange(reference, scores, 1.0, where, backend=backend, gathers=gathers)
+  index, p = arrange(reference, scores, where, backend=backend, gathers=gathers)
   assert index.dtype == jnp.int32
   for row, expected, items in zip(
     index, stable_argsort(reference, where), where.sum(1), strict=True
@@ -95,7 +93,7 @@ def test_without_where_all_items_exist(backend):
 def test_missing_items_come_after_the_lowest_that_exists(backend, low):
   reference = np.array([[1.0, low, 1.0, 0.5, -1.0]], np.float32)
   where = np.array([[False, True, False, True, False]])
-  index = descending(reference, 1.0, where, backend=backend)
+  index = descending(reference, where, backend=backend)
   assert index[0, :2].tolist() == [3, 1]
 
 
@@ -106,8 +104,9 @@ def test_negative_zero_and_zero_are_tied(backend):
 
 
 def pairs(rng, length, gap):
-  """Rows whose item 1 is above item 0 by `gap` or hardly more."""
+  """Rows from -1 to 1 whose item 1 is above item 0 by `gap` or hardly more."""
   reference = rng.uniform(-1.0, 1.0, (64, length)).astype(np.float32)
+  reference[:, 2:4] = -1.0, 1.0
   low = rng.uniform(-1.0, 1.0 - 2.0 * gap, 64).astype(np.float32)
   high = (low + gap).astype(np.float32)
   high = np.where(high - low.astype(float) < gap, np.nextafter(high, np.float32(2)), high)
@@ -115,8 +114,8 @@ def pairs(rng, length, gap):
   return reference
 
 
-def second_comes_first(reference, backend, reach=1.0):
-  index = np.asarray(descending(np.float32(reach) * reference, reach, backend=backend))
+def second_comes_first(reference, backend):
+  index = np.asarray(descending(reference, backend=backend))
   place = np.argsort(index, axis=-1)
   return place[:, 1] < place[:, 0]
 
@@ -137,11 +136,20 @@ def test_resolution_of_the_longest_list():
   assert 2.0 * order.resolution("packed", 2**16) == pytest.approx(2.0**-15, rel=1e-3)
 
 
-def test_resolution_is_a_fraction_of_the_reach():
+@pytest.mark.parametrize("scale, shift", [(64.0, 0.0), (0.01, 0.9), (1e-3, -0.05)])
+def test_resolution_is_a_fraction_of_the_range_of_the_list(scale, shift):
   rng = np.random.default_rng(1)
+  move = lambda x: np.float32(scale) * x + np.float32(shift)
   width = 2.0 * order.resolution("short", 7)
-  assert second_comes_first(pairs(rng, 7, 2.0 * width), "short", reach=64.0).all()
-  assert not second_comes_first(pairs(rng, 7, 0.49 * width), "short", reach=64.0).all()
+  assert second_comes_first(move(pairs(rng, 7, 2.5 * width)), "short").all()
+  assert not second_comes_first(move(pairs(rng, 7, 0.4 * width)), "short").all()
+
+
+@every_backend
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-38, 3e38])
+def test_lists_without_a_range_are_one_tie(backend, value):
+  reference = np.full((2, 9), value, np.float32)
+  np.testing.assert_array_equal(descending(reference, backend=backend)[0], range(9))
 
 
 @pytest.mark.parametrize("backend", ["payload", "exact"])
