@@ -12,18 +12,15 @@ counted; what the runtime, its allocator and communication keep beside them come
 """
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from aot import targets  # noqa: E402
-from rankclip_jax import config, plan, sharding, state, step  # noqa: E402
+from aot import step, targets  # noqa: E402
 
 GIB = 2**30
 
@@ -50,17 +47,26 @@ def main() -> None:
   )
   print("|---|---|---|---:|---:|---:|---:|")
   for name in args.targets.split(","):
-    target = targets.TARGETS[name][args.devices]()
     for model in args.models.split(","):
       for remat in args.remat.split(","):
-        cells = row(target, model, remat, args)
-        print(f"| {target.name} | {model} | {remat} | {cells} |", flush=True)
+        case = step.Case(
+          name,
+          model,
+          args.batch,
+          args.devices,
+          remat,
+          args.fsdp,
+          args.micro_batches,
+          args.objective,
+        )
+        target = f"{args.devices} x {name}"
+        print(f"| {target} | {model} | {remat} | {row(case)} |", flush=True)
 
 
-def row(target: targets.Target, model: str, remat, args: argparse.Namespace) -> str:
+def row(case: step.Case) -> str:
   """The numbers of one line: GiB a device, and seconds."""
   try:
-    program = compile_step(target, model, remat, args)
+    program = step.compile_case(case)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -68,28 +74,6 @@ def row(target: targets.Target, model: str, remat, args: argparse.Namespace) -> 
   memory = program.memory
   gib = [f"{x / GIB:.2f}" for x in (memory.argument, memory.temp, memory.total)]
   return " | ".join([*gib, f"{program.seconds:.0f}"])
-
-
-def compile_step(
-  target: targets.Target, model: str, remat, args: argparse.Namespace
-) -> targets.Program:
-  """`step.compile_step` as training calls it, for a mesh of the target's devices."""
-  cfg = config.Config(
-    model=config.ModelConfig(name=model, dtype="bfloat16", remat=remat),
-    objective=config.ObjectiveConfig(name=args.objective),
-    optim=config.OptimConfig(micro_batches=args.micro_batches),
-  )
-  mesh = sharding.make_mesh(-1, args.fsdp, target.devices)
-  # Batch and length of the run do not matter here: the step is compiled for any batch.
-  p = dataclasses.replace(plan.make(cfg), mesh=mesh)
-  batch = args.batch * args.devices
-  image = (batch, p.size.image_size, p.size.image_size, 3)
-  examples = {
-    "image": jax.ShapeDtypeStruct(image, jnp.uint8),
-    "tokens": jax.ShapeDtypeStruct((batch, p.size.context_length), jnp.int32),
-  }
-  before = state.abstract(p.size, p.objective, p.optimizer, mesh)
-  return targets.compile_for(target, step.compile_step(p), before, examples)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures  # noqa: E402
 from rankclip_jax import config, environment, plan, sharding, state, step  # noqa: E402
-from rankclip_jax.models import two_tower  # noqa: E402
+from rankclip_jax.models import sizes  # noqa: E402
 
 GIB = 2**30
 BASELINE = "clip"
@@ -60,18 +60,42 @@ def tower_flops(tokens: int, width: int, depth: int) -> int:
   return depth * tokens * (24 * width**2 + 4 * tokens * width)
 
 
-def image_flops(size: two_tower.TwoTowerSize) -> int:
+def image_flops(size: sizes.TwoTowerSize) -> int:
   """Model FLOPs of training on one image and its caption: three times a forward pass.
 
   The towers, the patch embedding and the two projections; a backward pass counts as two
   forward ones, rematerialised work and the loss do not count.
   """
-  patches = (size.image_size // size.patch_size) ** 2
-  forward = tower_flops(patches + 1, size.vision_width, size.vision_depth)
-  forward += tower_flops(size.context_length, size.text_width, size.text_depth)
-  forward += 2 * patches * 3 * size.patch_size**2 * size.vision_width
-  forward += 2 * (size.vision_width + size.text_width) * size.embed_dim
+  text = size.text
+  forward = tower_flops(text.context_length, text.width, text.depth)
+  forward += 2 * text.width * size.embed_dim
+  forward += vision_flops(size)
   return 3 * forward
+
+
+def vision_flops(size: sizes.TwoTowerSize) -> int:
+  """Forward FLOPs of the image tower and its projection for one picture."""
+  vision = size.vision
+  if isinstance(vision, sizes.ViTSize):
+    patches = vision.grid**2
+    flops = tower_flops(patches + 1, vision.width, vision.depth)
+    return flops + 2 * vision.width * (
+      patches * 3 * vision.patch_size**2 + size.embed_dim
+    )
+  width = vision.width
+  half = (vision.image_size // 2) ** 2  # positions of the stem
+  multiplies = half * 9 * (3 * width // 2 + width**2 // 4 + width**2 // 2)
+  channels, positions = width, half // 4
+  for i, blocks in enumerate(vision.blocks):
+    narrow, wide = width * 2**i, 4 * width * 2**i
+    after = positions // (4 if i else 1)
+    multiplies += positions * (channels * narrow + 9 * narrow**2)
+    multiplies += after * (narrow * wide + channels * wide)
+    multiplies += (blocks - 1) * after * (2 * wide * narrow + 9 * narrow**2)
+    channels, positions = wide, after
+  keys = positions + 1  # of the attention that pools, which has one query
+  multiplies += channels * (channels * (2 * keys + 1) + 2 * keys + size.embed_dim)
+  return 2 * multiplies
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -153,15 +177,15 @@ class Runner:
     jax.block_until_ready((self._state, numbers))
 
 
-def synthetic(size: two_tower.TwoTowerSize, batch: int, mesh) -> dict[str, jax.Array]:
+def synthetic(size: sizes.TwoTowerSize, batch: int, mesh) -> dict[str, jax.Array]:
   """Random pictures and captions, made where they are needed; captions have an end."""
 
   def make(key):
     shape = (batch, size.image_size, size.image_size, 3)
     image = jax.random.bits(key, shape, jnp.uint8)
     captions = (batch, size.context_length)
-    tokens = jax.random.randint(key, captions, 1, size.vocab_size - 1)
-    return {"image": image, "tokens": tokens.at[:, -1].set(size.vocab_size - 1)}
+    tokens = jax.random.randint(key, captions, 1, size.text.vocab_size - 1)
+    return {"image": image, "tokens": tokens.at[:, -1].set(size.text.vocab_size - 1)}
 
   return jax.jit(make, out_shardings=sharding.over_batch(mesh))(jax.random.key(0))
 
@@ -246,7 +270,7 @@ def _planned(compiled: Any) -> int | None:
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
   add = parser.add_argument
-  add("--model", default="tiny", help=f"some of {','.join(two_tower.SIZES)}")
+  add("--model", default="tiny", help=f"some of {','.join(sizes.SIZES)}")
   add("--batch", default="256", help="global; some, with commas")
   add("--objectives", default="clip,rankclip,cyclip,siglip")
   add("--steps", type=int, default=10, help="of each objective, after the first one")

@@ -272,6 +272,19 @@ class Checkpoints:
       multihost_utils.sync_global_devices(f"set aside {step}")
 
 
+def of_run(workdir: pathlib.Path) -> Checkpoints:
+  """The checkpoints of a workdir, to be read; the best is what its own config calls so.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  plain = Checkpoints(workdir, read_only=True)
+  _, facts = plain.facts("latest")
+  plain.close()
+  best = config.best_metric(config.from_config_dict(facts["config"]))
+  return Checkpoints(workdir, read_only=True, best_metric=best)
+
+
 def check_config(
   facts: Mapping[str, Any], cfg: Config, sections: Sequence[str] = ("",)
 ) -> None:

@@ -32,7 +32,9 @@ def free(default: Any) -> Any:
 class DataConfig:
   """What is read. `batch_size` counts examples over all devices of all processes."""
 
-  source: Literal["openmoji"] = "openmoji"
+  source: Literal["openmoji", "csv"] = "openmoji"
+  train: str = ""  # source="csv": the file of pictures and captions to train on
+  test: str = ""  # source="csv": that of held-out ones
   batch_size: int = 256
   holdout: int = 500  # held-out examples of the built-in data set
   # Share of the picture's area that a random crop keeps; (1, 1) is resize and centre
@@ -44,14 +46,25 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A size of `models.two_tower.SIZES`; fields that are None are the size's own."""
+  """A size of `models.sizes.SIZES`; fields that are None are the size's own."""
 
-  name: str = "ViT-B-32"
+  name: str = "ViT-B-32"  # or "loaded", the architecture of init.weights
   image_size: int | None = None
   context_length: int | None = None
   activation: Literal["gelu", "quick_gelu"] | None = None
   dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic
   remat: Literal["none", "dots", "full"] = free("none")
+  # Statistics of a ResNet: of the global batch, of each device's rows, or as they are.
+  batch_norm: Literal["global", "per_device", "frozen"] = "global"
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+  """Where a run starts; modes that need a model without training it take it from here."""
+
+  # A workdir, an export or a foreign checkpoint (`interop`); "" draws fresh weights.
+  weights: str = ""
+  temperature: Literal["loaded", "new"] = "loaded"  # "new" is the objective's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +102,15 @@ class OptimConfig:
   epochs: int = 64
   learning_rate: float = 5e-4
   warmup_fraction: float = 0.1  # of all steps
+  warmup_steps: int | None = None  # in its place
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.1
   clip_norm: float = 0.0  # of the whole gradient; 0 is off
+  # Every layer learns so many times as fast as the one above it; 1 is all alike.
+  layer_decay: float = 1.0
+  frozen: Literal["none", "image", "text"] = "none"  # a tower that does not learn
   # The batch is embedded in so many pieces; changes memory, not numbers.
   micro_batches: int = free(1)
 
@@ -114,7 +131,8 @@ class CheckpointConfig:
   every_minutes: float = free(10.0)  # 0 is off
   keep_last: int = free(2)
   keep_best: int = free(1)
-  best_metric: str = free("openmoji/zeroshot_retrieval/image_retrieval_recall@1")
+  # DATASET/TASK/METRIC; "" is recall@1 from texts to pictures of the held-out split.
+  best_metric: str = free("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +159,34 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+  """mode=embed: a folder of pictures and a file of texts to one .npz, for mode=search."""
+
+  images: str = free("")  # searched with its sub-folders
+  texts: str = free("")  # one text a line
+  output: str = free("")  # "" is embeddings.npz in the workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """mode=search: the pictures that are nearest to a text or a picture."""
+
+  query: str = free("")  # a text, or the path of a picture
+  embeddings: str = free("")  # what mode=embed wrote; "" is where it writes by default
+  top: int = free(10)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """mode=export: a checkpoint in the layout of other tools."""
+
+  format: Literal["transformers", "open_clip"] = free("transformers")
+  output: str = free("")  # a folder; "" is export/FORMAT in the workdir
+  # Of the weights, for the model card, as the Hugging Face Hub spells it.
+  licence: str = free("other")
+
+
+@dataclasses.dataclass(frozen=True)
 class DistributedConfig:
   """Several processes: "auto" lets JAX recognise the cluster."""
 
@@ -154,10 +200,11 @@ class DistributedConfig:
 class Config:
   """One run."""
 
-  mode: Literal["train", "eval", "report"] = free("train")
+  mode: Literal["train", "eval", "report", "embed", "search", "export"] = free("train")
   seed: int = 0
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
+  init: InitConfig = InitConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   blocking: BlockingConfig = BlockingConfig()
   optim: OptimConfig = OptimConfig()
@@ -166,6 +213,9 @@ class Config:
   eval: EvalConfig = EvalConfig()
   log: LogConfig = LogConfig()
   report: ReportConfig = ReportConfig()
+  embed: EmbedConfig = EmbedConfig()
+  search: SearchConfig = SearchConfig()
+  export: ExportConfig = ExportConfig()
   distributed: DistributedConfig = DistributedConfig()
 
   def __post_init__(self):
@@ -201,6 +251,11 @@ class Config:
        0 <= self.optim.weight_decay < math.inf, "0 or more"),
       ("optim.clip_norm", self.optim.clip_norm,
        0 <= self.optim.clip_norm < math.inf, "0 (off) or more"),
+      ("optim.warmup_steps", self.optim.warmup_steps,
+       self.optim.warmup_steps is None or self.optim.warmup_steps >= 0, "0 or more"),
+      ("optim.layer_decay", self.optim.layer_decay,
+       0 < self.optim.layer_decay <= 1, "in (0, 1]; 1 is off"),
+      ("search.top", self.search.top, self.search.top >= 1, "at least 1"),
       ("objective.top_k", self.objective.top_k,
        self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),
       ("objective.anchor_stride", self.objective.anchor_stride,
@@ -244,6 +299,12 @@ class Config:
         "distributed.coordinator and num_processes are read only with "
         f'distributed.mode="explicit", got mode={self.distributed.mode!r}.'
       )
+
+
+def best_metric(config: Config) -> str:
+  """The name of the number by which checkpoints are compared."""
+  held_out = f"{config.data.source}/zeroshot_retrieval/image_retrieval_recall@1"
+  return config.checkpoint.best_metric or held_out
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
@@ -326,13 +387,16 @@ def to_json(config: Config) -> str:
 
 
 def contradictions(saved: Mapping[str, Any], config: Config) -> list[str]:
-  """What a resumed run may not change, and does: `field: checkpoint has x, config y`."""
+  """What a resumed run may not change, and does: `field: checkpoint has x, config y`.
+
+  A field that is younger than the checkpoint had its default's meaning before.
+  """
   now = dict(_leaves(dataclasses.asdict(config)))
-  then = dict(_leaves(saved))
+  then = dict(_leaves(dataclasses.asdict(Config()))) | dict(_leaves(saved))
   return [
-    f"{name}: the checkpoint has {then.get(name)!r}, the config {now[name]!r}"
+    f"{name}: the checkpoint has {then[name]!r}, the config {now[name]!r}"
     for name in _field_names(free=False)
-    if json.dumps(then.get(name)) != json.dumps(now[name])
+    if json.dumps(then[name]) != json.dumps(now[name])
   ]
 
 

@@ -12,15 +12,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rankclip_jax import checkpoint, plan, sharding
+from rankclip_jax import config as configs
 from rankclip_jax.config import Config
 from rankclip_jax.data import openmoji_labels, pipeline, transforms
-from rankclip_jax.data.openmoji import OpenMoji
-from rankclip_jax.data.source import Source
+from rankclip_jax.data.source import Example, Source
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes, two_tower
 
 log = logging.getLogger(__name__)
+
+_THUMBNAIL = 64  # pixels; what the report shows of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +98,11 @@ class Evaluator:
 
   def __call__(self, params: Any) -> Evaluation:
     """Embeds every held-out picture and caption once and measures."""
-    examples = [self._set.source[i] for i in range(len(self._set.source))]
+    # Pictures are read again when they are embedded: whole splits of them fill memories.
+    examples = [self._described(i) for i in range(len(self._set.source))]
     captions = [c for e in examples for c in e.captions]
     owner = np.repeat(np.arange(len(examples)), [len(e.captions) for e in examples])
-    image = self.embed_images(params, [e.image for e in examples])
+    image = self.embed_images(params, len(examples), lambda i: self._set.source[i].image)
     text = self.embed_texts(params, captions)
     first = np.unique(owner, return_index=True)[1]  # each picture's main caption
 
@@ -130,24 +133,31 @@ class Evaluator:
       "image_of_text": owner.astype(np.int32),
       "captions": np.array(captions),
       "keys": np.array([e.key for e in examples]),
-      "thumbnails": np.stack(
-        [transforms.resize_center_crop(e.image, self._image_size) for e in examples]
-      ),
+      "thumbnails": np.stack([e.image for e in examples]),
     }
     return Evaluation(found, embeddings)
 
-  def embed_images(self, params: Any, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Embeddings [images, dim] of uint8 pictures of any size, in their order."""
+  def embed_images(
+    self, params: Any, count: int, picture: Callable[[int], np.ndarray]
+  ) -> np.ndarray:
+    """Embeddings [count, dim] of uint8 pictures of any size, in their order."""
 
     def load(index: int) -> np.ndarray:
-      return transforms.resize_center_crop(images[index], self._image_size)
+      return transforms.resize_center_crop(picture(index), self._image_size)
 
-    return self._embed(self._encode_image, params, len(images), load)
+    return self._embed(self._encode_image, params, count, load)
 
   def embed_texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings [texts, dim] of captions, in their order."""
     tokens = self._tokenizer(texts)
     return self._embed(self._encode_text, params, len(texts), tokens.__getitem__)
+
+  def _described(self, index: int) -> Example:
+    """An example with a thumbnail in its picture's place."""
+    example = self._set.source[index]
+    size = min(self._image_size, _THUMBNAIL)
+    thumbnail = transforms.resize_center_crop(example.image, size)
+    return dataclasses.replace(example, image=thumbnail)
 
   def _classify(
     self, params: Any, keys: Sequence[str], image: np.ndarray
@@ -208,8 +218,12 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 def held_out(config: Config) -> EvalSet:
   """The evaluation split of the configured data."""
-  source = OpenMoji("test", holdout=config.data.holdout)
-  return EvalSet(config.data.source, source, openmoji_labels.label_sets())
+  openmoji = config.data.source == "openmoji"
+  return EvalSet(
+    config.data.source,
+    plan.source_of(config, "test"),
+    openmoji_labels.label_sets() if openmoji else (),
+  )
 
 
 def save(
@@ -242,12 +256,12 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
   if not (workdir / checkpoint.DIRECTORY).is_dir():
     raise ValueError(f"{workdir} has no checkpoints; train first (--config.mode=train).")
   saved = checkpoint.Checkpoints(
-    workdir, best_metric=config.checkpoint.best_metric, read_only=True
+    workdir, best_metric=configs.best_metric(config), read_only=True
   )
   step, facts = saved.facts(config.eval.checkpoint)
   checkpoint.check_config(facts, config, ("model.", "data.", "objective."))
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  size = plan.size_of(config)
+  size = sizes.from_json(facts["size"])
   graph, shapes = two_tower.abstract(size, with_bias=facts["logit_bias"])
   shardings = sharding.of_tree(shapes, mesh)
   abstract = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Starts the processes' side of a run: distribution, workdir, and one of three modes."""
+"""Starts the processes' side of a run: distribution, workdir, and one of the modes."""
 
 import contextlib
 import logging
@@ -9,12 +9,15 @@ import traceback
 import absl.logging
 import jax
 
-from rankclip_jax import evaluate, report, train
+from rankclip_jax import evaluate, export, report, search, train
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.evals import results
 
 # sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
 EXIT_STOPPED = 75
+
+# Modes that use a model, each a function of config and workdir to what is printed.
+_TOOLS = {"embed": search.embed, "search": search.search, "export": export.run}
 
 _HEADLINES = {
   "zeroshot_retrieval": (
@@ -36,7 +39,7 @@ _HEADLINES = {
 
 
 def run(cfg: Config, workdir: pathlib.Path) -> int:
-  """Trains, evaluates or reports; returns the exit code of the process.
+  """Runs the config's mode; returns the exit code of the process.
 
   Raises:
     ValueError: with what to do next, if something does not fit.
@@ -59,10 +62,14 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   for other in others:
     if not other.is_dir():
       raise ValueError(f"config.report.compare names {other}, which does not exist.")
-  if cfg.mode != "train" and not workdir.is_dir():
+  needs_workdir = cfg.mode in ("eval", "report") or not cfg.init.weights
+  if cfg.mode != "train" and needs_workdir and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
   _join_processes(cfg.distributed)
   _make_writable(workdir)
+  if cfg.mode in _TOOLS:
+    print(_TOOLS[cfg.mode](cfg, workdir))
+    return 0
   if cfg.mode == "train" and not train.run(cfg, workdir):
     return EXIT_STOPPED
   if cfg.mode == "eval":

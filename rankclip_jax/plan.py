@@ -1,8 +1,9 @@
 """What a config means on the devices at hand: names resolved, numbers checked."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,11 +13,13 @@ from jax.sharding import Mesh
 from rankclip_jax import optim, sharding
 from rankclip_jax.config import Config
 from rankclip_jax.data import pipeline, transforms
+from rankclip_jax.data.csv_source import CsvSource
 from rankclip_jax.data.openmoji import OpenMoji
+from rankclip_jax.data.source import Source
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +27,30 @@ class Plan:
   """What a config means for one run, on the devices at hand. See `make`."""
 
   mesh: Mesh
-  size: two_tower.TwoTowerSize
+  size: sizes.TwoTowerSize
   objective: objectives.Objective
   learning_rate: optax.Schedule
   optimizer: optax.GradientTransformation
-  source: OpenMoji
+  source: Source
   tokenizer: Tokenizer
   epoch_steps: int
   num_steps: int
+  frozen: optim.Frozen
+  batch_norm_groups: int
   micro_batches: int
   blocking: blocked.Blocking
 
 
-def make(cfg: Config) -> Plan:
-  """Resolves names and checks, before any time is spent, that everything fits."""
+def make(cfg: Config, size: sizes.TwoTowerSize | None = None) -> Plan:
+  """Resolves names and checks, before any time is spent, that everything fits.
+
+  Args:
+    cfg: of the run.
+    size: of weights that were loaded; None makes the config's model.
+
+  Raises:
+    ValueError: if something does not fit the devices, the data, or the rest.
+  """
   mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp)
   sharding.check_batch(
     cfg.data.batch_size,
@@ -47,7 +60,7 @@ def make(cfg: Config) -> Plan:
   )
   changes = dataclasses.asdict(cfg.objective)
   objective = objectives.named(changes.pop("name"), **changes)
-  size = size_of(cfg)
+  size = size or size_of(cfg)
   blocking = blocked.Blocking(**dataclasses.asdict(cfg.blocking))
   rows = cfg.data.batch_size // mesh.size
   terms.check_anchors(objective, rows)
@@ -59,7 +72,8 @@ def make(cfg: Config) -> Plan:
     dim=size.embed_dim,
     platform=mesh.devices.flat[0].platform,
   )
-  source = OpenMoji("train", holdout=cfg.data.holdout)
+  groups = _batch_norm_groups(cfg, size, mesh)
+  source = source_of(cfg, "train")
   epoch_steps = pipeline.steps_per_epoch(len(source), cfg.data.batch_size)
   num_steps = cfg.optim.epochs * epoch_steps
   objectives.rank_weight(objective, 0, num_steps=num_steps, epoch_steps=epoch_steps)
@@ -67,6 +81,7 @@ def make(cfg: Config) -> Plan:
     learning_rate=cfg.optim.learning_rate,
     num_steps=num_steps,
     warmup_fraction=cfg.optim.warmup_fraction,
+    warmup_steps=cfg.optim.warmup_steps,
   )
   optimizer = optim.optimizer(
     learning_rate,
@@ -75,6 +90,8 @@ def make(cfg: Config) -> Plan:
     eps=cfg.optim.eps,
     weight_decay=cfg.optim.weight_decay,
     clip_norm=cfg.optim.clip_norm,
+    layer_decay=cfg.optim.layer_decay,
+    frozen=cfg.optim.frozen,
   )
   return Plan(
     mesh=mesh,
@@ -86,15 +103,61 @@ def make(cfg: Config) -> Plan:
     tokenizer=Tokenizer(size.context_length),
     epoch_steps=epoch_steps,
     num_steps=num_steps,
+    frozen=cfg.optim.frozen,
+    batch_norm_groups=groups,
     micro_batches=cfg.optim.micro_batches,
     blocking=blocking,
   )
 
 
-def size_of(cfg: Config) -> two_tower.TwoTowerSize:
-  """The model's size with the config's changes to it."""
+def size_of(cfg: Config, loaded: sizes.TwoTowerSize | None = None) -> sizes.TwoTowerSize:
+  """The model's size with the config's changes to it.
+
+  Args:
+    cfg: of the run.
+    loaded: that of `init.weights`, which model.name="loaded" means.
+
+  Raises:
+    ValueError: for a name or changes that make no model.
+  """
   fields = dataclasses.asdict(cfg.model)
-  return two_tower.named_size(fields.pop("name"), **fields)
+  name = fields.pop("name")
+  del fields["batch_norm"]
+  if name != "loaded":
+    return sizes.named(name, **fields)
+  if loaded is None:
+    raise ValueError(
+      'model.name="loaded" is the architecture of init.weights, which is empty; give '
+      "--config.init.weights=PATH, or name a model."
+    )
+  return sizes.changed(loaded, **fields)
+
+
+def source_of(cfg: Config, split: Literal["train", "test"]) -> Source:
+  """The training examples, or the held-out ones."""
+  if cfg.data.source == "openmoji":
+    return OpenMoji(split, holdout=cfg.data.holdout)
+  path = {"train": cfg.data.train, "test": cfg.data.test}[split]
+  if not path:
+    raise ValueError(
+      f'data.source="csv" needs the file of the {split} examples: '
+      f"--config.data.{split}=PATH."
+    )
+  return CsvSource(pathlib.Path(path))
+
+
+def _batch_norm_groups(cfg: Config, size: sizes.TwoTowerSize, mesh: Mesh) -> int:
+  """What `resnet.BatchNorm` calls groups. A tower that does not learn stays as it is."""
+  if isinstance(size.vision, sizes.ViTSize) or cfg.optim.frozen == "image":
+    return 0
+  groups = {"global": 1, "per_device": mesh.size, "frozen": 0}[cfg.model.batch_norm]
+  if groups and cfg.optim.micro_batches > 1:
+    raise ValueError(
+      f"optim.micro_batches={cfg.optim.micro_batches} would normalise {cfg.model.name} by "
+      "the statistics of pieces, which is another model than without; use "
+      'model.batch_norm="frozen", more devices, or a vision transformer.'
+    )
+  return groups
 
 
 def crop_scale_of(cfg: Config) -> tuple[float, float] | None:

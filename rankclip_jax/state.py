@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from rankclip_jax import sharding
 from rankclip_jax.losses.objective import Objective
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes, two_tower
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +21,7 @@ class TrainState:
 
   Attributes:
     step: how many steps have been taken; also the position in the data.
-    params: nested dict of float32 arrays.
+    params: nested dict of float32 arrays, running statistics among them.
     opt_state: optax's.
     rng: raw data of the key that ties are broken with; step is folded in.
   """
@@ -34,7 +34,7 @@ class TrainState:
 
 def init(
   key: PRNGKeyArray,
-  size: two_tower.TwoTowerSize,
+  size: sizes.TwoTowerSize,
   objective: Objective,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
@@ -55,7 +55,7 @@ def init(
 
 
 def abstract(
-  size: two_tower.TwoTowerSize,
+  size: sizes.TwoTowerSize,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
@@ -73,7 +73,7 @@ def abstract(
 
 def create(
   seed: int,
-  size: two_tower.TwoTowerSize,
+  size: sizes.TwoTowerSize,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray
 
-from rankclip_jax import accumulate, sharding
+from rankclip_jax import accumulate, optim, sharding
 from rankclip_jax.losses import blocked
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import two_tower
@@ -69,6 +70,8 @@ def train_step(
   mesh: Mesh,
   num_steps: int,
   epoch_steps: int,
+  frozen: optim.Frozen = "none",
+  batch_norm_groups: int = 1,
   micro_batches: int = 1,
   blocking: blocked.Blocking = blocked.AUTOMATIC,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -77,6 +80,8 @@ def train_step(
   Args:
     state: before the step.
     batch: "image" uint8 [batch, size, size, 3] and "tokens" int32 [batch, length].
+    frozen: the tower that does not learn; nothing is computed for its gradient.
+    batch_norm_groups: of `resnet.BatchNorm`; 0 leaves the running statistics alone.
     micro_batches: pieces in which the towers work through the batch, see `accumulate`;
       the loss is always of the whole batch.
     blocking: how the loss is cut.
@@ -92,16 +97,25 @@ def train_step(
   )
   tie_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-  def embed(params, batch):
+  def embed(params, batch, groups):
     model = nnx.merge(graph, params)
-    return model.encode_image(batch["image"]), model.encode_text(batch["tokens"])
+    image = model.encode_image(batch["image"], groups)
+    return (image, model.encode_text(batch["tokens"])), two_tower.statistics_of(model)
 
-  in_pieces = accumulate.in_pieces(embed, mesh, micro_batches)
-  embed_all = embed if micro_batches == 1 else in_pieces
+  def embed_all(params):
+    if micro_batches == 1:
+      return embed(params, batch, batch_norm_groups)
+    # `plan.make` has seen to it that no statistics of the batch are asked for.
+    rows = lambda params, batch: embed(params, batch, 0)[0]
+    return accumulate.in_pieces(rows, mesh, micro_batches)(params, batch), {}
 
   def loss_of(params):
-    image, text = embed_all(params, batch)
-    return global_loss(
+    learns = optim.trained(params, frozen)
+    still = jax.tree.map(
+      lambda x, learns: x if learns else jax.lax.stop_gradient(x), params, learns
+    )
+    (image, text), statistics = embed_all(still)
+    loss, terms = global_loss(
       objective,
       mesh,
       image,
@@ -112,10 +126,13 @@ def train_step(
       tie_key=tie_key,
       blocking=blocking,
     )
+    return loss, (terms, statistics)
 
-  (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  grad_of = jax.value_and_grad(loss_of, has_aux=True)
+  (loss, (terms, statistics)), grads = grad_of(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
+  params = _replace(params, statistics)
   params["logit_scale"] = jnp.clip(params["logit_scale"], *objective.log_scale_range)
   numbers = {
     "train/loss": loss,
@@ -127,6 +144,10 @@ def train_step(
   }
   after = TrainState(state.step + 1, params, opt_state, state.rng)
   return after, numbers
+
+
+def _replace(params: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+  return unflatten_dict({**flatten_dict(params), **flatten_dict(part)})
 
 
 def compile_step(p: Plan) -> Callable[[TrainState, Mapping[str, Array]], Any]:
@@ -143,6 +164,8 @@ def compile_step(p: Plan) -> Callable[[TrainState, Mapping[str, Array]], Any]:
     mesh=p.mesh,
     num_steps=p.num_steps,
     epoch_steps=p.epoch_steps,
+    frozen=p.frozen,
+    batch_norm_groups=p.batch_norm_groups,
     micro_batches=p.micro_batches,
     blocking=p.blocking,
   )

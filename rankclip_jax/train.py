@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from rankclip_jax import checkpoint, config, environment, evaluate, metrics
+from rankclip_jax import checkpoint, config, environment, evaluate, metrics, start
 from rankclip_jax import plan as plans
 from rankclip_jax import state as states
 from rankclip_jax.config import Config
@@ -132,31 +132,36 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     ValueError: if the config does not fit the devices, the data or the checkpoint.
     NonFiniteError: if the loss or its gradient stops being finite.
   """
-  with StopSignal() as stop:
-    p = plans.make(cfg)
+  with StopSignal() as stop, contextlib.ExitStack() as stack:
     saved = checkpoint.Checkpoints(
       workdir,
       keep_last=cfg.checkpoint.keep_last,
       keep_best=cfg.checkpoint.keep_best,
-      best_metric=cfg.checkpoint.best_metric,
+      best_metric=config.best_metric(cfg),
     )
+    stack.enter_context(contextlib.closing(saved))
+    # A run that goes on has its weights already, and asks only what model they are of.
+    needed = not saved.steps() or cfg.model.name == "loaded"
+    weights = start.weights_of(cfg) if needed else None
+    p = plans.make(cfg, weights.size if weights else None)
     restored = saved.restore_newest(
       states.abstract(p.size, p.objective, p.optimizer, p.mesh),
       functools.partial(checkpoint.check_config, cfg=cfg),
     )
     if restored is None:
       now = states.create(cfg.seed, p.size, p.objective, p.optimizer, p.mesh)
+      if weights:
+        now = start.from_weights(
+          now, weights, p.objective, temperature=cfg.init.temperature
+        )
     else:
       now = restored.state
+    writer = None
     if jax.process_index() == 0:
       environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
-    with contextlib.ExitStack() as stack:
-      stack.enter_context(contextlib.closing(saved))
-      writer = None
-      if jax.process_index() == 0:
-        writer = metrics.MetricsLog(workdir, step=int(now.step))
-        stack.enter_context(contextlib.closing(writer))
-      return _loop(cfg, workdir, p, now, saved, writer, stop)
+      writer = metrics.MetricsLog(workdir, step=int(now.step))
+      stack.enter_context(contextlib.closing(writer))
+    return _loop(cfg, workdir, p, now, saved, writer, stop)
 
 
 def _loop(
@@ -168,22 +173,22 @@ def _loop(
   writer: metrics.MetricsLog | None,
   stop: StopSignal,
 ) -> bool:
-  start = int(state.step)
+  first = int(state.step)
   main_process = jax.process_index() == 0
   pending = Pending(workdir, writer, cfg.log.every_steps)
   facts = plans.facts_of(cfg, p)
   evaluator = evaluator_of(cfg, p)
   step_fn = compile_step(p)
-  batches = plans.batches_of(cfg, p, start)
+  batches = plans.batches_of(cfg, p, first)
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None
 
-  with TrainingProgress(p.num_steps, start=start, quiet=not main_process) as progress:
-    progress.say(f"{describe(cfg, p)}{f', from step {start}' if start else ''}")
-    for step in range(start, p.num_steps + 1):
+  with TrainingProgress(p.num_steps, start=first, quiet=not main_process) as progress:
+    progress.say(f"{describe(cfg, p)}{f', from step {first}' if first else ''}")
+    for step in range(first, p.num_steps + 1):
       last = step == p.num_steps
-      fresh = step == start and not last
+      fresh = step == first and not last
       stopping, by_clock = agree(step, stop.received, clock.minutes_are_up())
       evaluating = last or bool(eval_every and step % eval_every == 0 and not fresh)
       saving = not fresh and (evaluating or by_clock or clock.steps_are_up(step))
@@ -194,7 +199,7 @@ def _loop(
       if evaluating and (last or not stopping):
         evaluation = evaluator(state.params)
         scores = evaluation.flat()
-        if writer and step > start:  # a finished run has its line already
+        if writer and step > first:  # a finished run has its line already
           writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
         progress.say(headline(step, cfg, scores))
       if saving or stopping:

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from rankclip_jax import accumulate, config, plan, sharding, state
 from rankclip_jax.losses import objective
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes, two_tower
 from rankclip_jax.step import compile_step, global_loss, train_step
 
-SIZE = dataclasses.replace(two_tower.SIZES["nano"], vocab_size=512)
+SIZE = sizes.changed(sizes.SIZES["nano"], vocab_size=512)
 BATCH = 32
 MESHES = {1: (1, 1), 8: (2, 4)}
 # Plain descent after a momentum that forgets: its trace is the last step's gradient.
@@ -28,8 +28,8 @@ SGD = optax.chain(optax.trace(decay=0.0), optax.scale(-0.01))
 
 def batch_of(rows=BATCH, seed=0):
   rng = np.random.default_rng(seed)
-  tokens = rng.integers(1, SIZE.vocab_size - 1, (rows, SIZE.context_length))
-  tokens[:, rng.integers(3, SIZE.context_length - 1)] = SIZE.vocab_size - 1
+  tokens = rng.integers(1, SIZE.text.vocab_size - 1, (rows, SIZE.context_length))
+  tokens[:, rng.integers(3, SIZE.context_length - 1)] = SIZE.text.vocab_size - 1
   shape = (rows, SIZE.image_size, SIZE.image_size, 3)
   return {
     "image": rng.integers(0, 256, shape).astype(np.uint8),
@@ -63,7 +63,7 @@ def small_gradient(name, devices, micro_batches, batch):
   rng = np.random.default_rng(1)
   params = {
     "pixels": rng.normal(0, 0.1, (SIZE.image_size**2 * 3, 8)).astype(np.float32),
-    "words": rng.normal(0, 1, (SIZE.vocab_size, 8)).astype(np.float32),
+    "words": rng.normal(0, 1, (SIZE.text.vocab_size, 8)).astype(np.float32),
     "logit_scale": np.float32(np.log(wanted.initial_scale)),
   }
   if wanted.has_bias:

@@ -10,9 +10,9 @@ from rankclip_jax import config, evaluate, sharding
 from rankclip_jax.data.source import Example
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import results
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes, two_tower
 
-SIZE = two_tower.SIZES["nano"]
+SIZE = sizes.SIZES["nano"]
 
 
 class Pictures:
@@ -76,7 +76,7 @@ def test_rows_stand_where_their_examples_stand(params, alone):
   by_ones = evaluator(1, 1, batch_size=1)
   source = Pictures(21)
   for i in (0, 7, 20):
-    one = by_ones.embed_images(params, [source[i].image])
+    one = by_ones.embed_images(params, 1, lambda _, i=i: source[i].image)
     np.testing.assert_allclose(alone.embeddings["image"][i], one[0], atol=1e-5)
   texts = [c for i in range(21) for c in source[i].captions]
   assert alone.embeddings["captions"].tolist() == texts
@@ -116,7 +116,7 @@ def test_results_on_disk_carry_what_was_measured(alone, tmp_path):
 
 
 def test_the_default_best_metric_is_measured(alone):
-  dataset, metric = config.Config().checkpoint.best_metric.split("/", 1)
+  dataset, metric = config.best_metric(config.Config()).split("/", 1)
   assert dataset == config.Config().data.source
   assert f"pictures/{metric}" in alone.flat()
 

@@ -12,6 +12,7 @@ ALLOWED = {
   "config": set(),
   "losses": {"losses"},
   "models": {"models"},
+  "interop": {"interop", "models"},
   "data": {"data"},
   "evals": {"evals"},
   "report": {"report", "evals"},
@@ -24,15 +25,21 @@ ALLOWED = {
   "state": {"sharding", "losses", "models"},
   "checkpoint": {"config", "state"},
   "plan": {"config", "data", "losses", "models", "optim", "sharding"},
-  "step": {"accumulate", "plan", "state", "sharding", "losses", "models"},
+  "step": {"accumulate", "optim", "plan", "state", "sharding", "losses", "models"},
+  "start": {
+    "checkpoint", "config", "interop", "losses", "models", "sharding", "state",
+  },
+  "inference": {"data", "interop", "models", "sharding", "start"},
+  "search": {"config", "data", "inference", "progress", "search"},
+  "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
   },
   "train": {
     "checkpoint", "config", "environment", "evaluate", "metrics", "models", "plan",
-    "progress", "state", "step",
+    "progress", "start", "state", "step",
   },
-  "launcher": {"config", "evals", "evaluate", "report", "train"},
+  "launcher": {"config", "evals", "evaluate", "export", "report", "search", "train"},
 }  # fmt: skip
 # Libraries that a room must do without.
 FORBIDDEN = {
@@ -41,6 +48,7 @@ FORBIDDEN = {
   "report": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
   "models": {"optax", "orbax", "ml_collections"},
+  "interop": {"optax", "orbax", "ml_collections", "torch", "transformers", "open_clip"},
 }
 
 

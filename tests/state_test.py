@@ -8,10 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from rankclip_jax import optim, sharding, state
 from rankclip_jax.losses import objective
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes
 
 ARGS = (
-  two_tower.SIZES["nano"],
+  sizes.SIZES["nano"],
   objective.PRESETS["siglip"],
   optim.optimizer(lambda _: 1e-3),
 )
@@ -24,7 +24,7 @@ def test_state_is_the_same_however_it_is_sharded():
   assert kernel(many).sharding.spec == P("fsdp")
   assert kernel(many).addressable_shards[0].data.shape == (49408 // 8, 32)
   # Adam's moments are sharded like the parameters they belong to.
-  moments = many.opt_state[0].mu["text"]["tokens"]["embedding"]
+  moments = many.opt_state.inner_state[0][0].mu["text"]["tokens"]["embedding"]
   assert moments.sharding.spec == P("fsdp")
   jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
   assert int(one.step) == 0

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from rankclip_jax import optim, sharding, state
 from rankclip_jax.losses import objective
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import sizes, two_tower
 from rankclip_jax.step import train_step
 
-SIZE = dataclasses.replace(two_tower.SIZES["nano"], vocab_size=512)
+SIZE = sizes.changed(sizes.SIZES["nano"], vocab_size=512)
 BATCH, STEPS = 16, 5
 SGD = optax.sgd(0.01)
 GOLDEN_LOSSES = [3.2653120, 3.1105304, 3.2235455, 3.4267025, 3.3486063]
@@ -22,8 +23,8 @@ GOLDEN_LOSSES = [3.2653120, 3.1105304, 3.2235455, 3.4267025, 3.3486063]
 def batches(count=STEPS, size=SIZE):
   rng = np.random.default_rng(0)
   for _ in range(count):
-    tokens = rng.integers(1, size.vocab_size - 1, (BATCH, size.context_length))
-    tokens[:, rng.integers(3, size.context_length - 1)] = size.vocab_size - 1
+    tokens = rng.integers(1, size.text.vocab_size - 1, (BATCH, size.context_length))
+    tokens[:, rng.integers(3, size.context_length - 1)] = size.text.vocab_size - 1
     shape = (BATCH, size.image_size, size.image_size, 3)
     yield {
       "image": rng.integers(0, 256, shape).astype(np.uint8),
@@ -31,7 +32,7 @@ def batches(count=STEPS, size=SIZE):
     }
 
 
-def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS):
+def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS, **options):
   """Parameters and metrics of `count` steps on a mesh of data x fsdp devices."""
   mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
   wanted = objective.PRESETS[name]
@@ -42,6 +43,7 @@ def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS):
     functools.partial(
       train_step, graph=graph, objective=wanted, optimizer=optimizer,
       learning_rate=lambda _: 1e-3, mesh=mesh, num_steps=STEPS, epoch_steps=2,
+      **options,
     ),
     in_shardings=(shardings, sharding.over_batch(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
@@ -128,3 +130,79 @@ def test_bf16_computes_close_to_f32_and_keeps_f32_parameters():
   full = alone("rankclip")[1][0]["train/loss"]
   assert numbers[0]["train/loss"] == pytest.approx(full, rel=2e-2)
   assert numbers[0]["train/loss"] != full
+
+
+RESNET = sizes.changed(sizes.SIZES["nano-resnet"], vocab_size=512)
+# So that the last norms, whose gains begin at zero, open and every statistic matters.
+FAST = optax.sgd(0.05)
+
+
+def statistics(params):
+  flat = flatten_dict(params["vision"])
+  return {path: x for path, x in flat.items() if path[-1] in ("mean", "var")}
+
+
+@functools.cache
+def resnet(data=1, fsdp=1, groups=1, frozen="none"):
+  return run(
+    "rankclip", data, fsdp, size=RESNET, count=3, optimizer=FAST,
+    batch_norm_groups=groups, frozen=frozen,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+def test_batch_norm_is_global_on_any_mesh(mesh):
+  (one, numbers_one), (many, numbers_many) = resnet(), resnet(*mesh)
+  for a, b in zip(numbers_one, numbers_many, strict=True):
+    assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-4)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, many.params, one.params)
+
+
+def test_statistics_move_with_training_and_stay_when_frozen():
+  start, _ = run("rankclip", 1, 1, size=RESNET, count=0)
+  before = statistics(start.params)
+  after = statistics(resnet()[0].params)
+  assert all(not np.allclose(before[path], after[path]) for path in before)
+  still = statistics(resnet(groups=0)[0].params)
+  assert all(np.array_equal(before[path], still[path]) for path in before)
+
+
+def test_statistics_of_each_device_are_others_than_those_of_all():
+  alone, apart = resnet()[0].params, resnet(4, 1, groups=4)[0].params
+  same = resnet(1, 1, groups=4)[0].params  # a device that works in four groups
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, apart, same)
+  kernel = lambda params: params["vision"]["conv1"]["kernel"]
+  assert not np.allclose(kernel(alone), kernel(apart), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tower, other", [("image", "text"), ("text", "vision")])
+def test_a_frozen_tower_stays_and_the_other_learns(tower, other):
+  mine = {"image": "vision", "text": "text"}[tower]
+  optimizer = optim.optimizer(lambda _: 1e-2, weight_decay=0.5, frozen=tower)
+  after, _ = run("rankclip", 2, 1, optimizer=optimizer, count=2, frozen=tower)
+  before = run("rankclip", 1, 1, count=0)[0].params
+  jax.tree.map(np.testing.assert_array_equal, after.params[mine], before[mine])
+  kernel = lambda params: params[other]["projection"]["kernel"]
+  assert not np.allclose(kernel(after.params), kernel(before))
+  assert float(after.params["logit_scale"]) != float(before["logit_scale"])
+
+
+def test_a_frozen_tower_has_no_backward_pass():
+  size = sizes.changed(SIZE, image_size=64)  # the image tower is most of the work
+
+  def flops(frozen):
+    optimizer = optim.optimizer(lambda _: 1e-2, frozen=frozen)
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    shapes = state.abstract(size, objective.PRESETS["clip"], optimizer, mesh)
+    graph, _ = two_tower.abstract(size)
+    step = functools.partial(
+      train_step, graph=graph, objective=objective.PRESETS["clip"], optimizer=optimizer,
+      learning_rate=lambda _: 1e-3, mesh=mesh, num_steps=STEPS, epoch_steps=2,
+      frozen=frozen,
+    )  # fmt: skip
+    lowered = jax.jit(step).lower(shapes, next(batches(size=size)))
+    return lowered.compile().cost_analysis()["flops"]
+
+  assert flops("image") < 0.7 * flops("none")

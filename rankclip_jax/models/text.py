@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rankclip_jax.models import layers
+from rankclip_jax.models.sizes import TextSize
 
 
 class TextTransformer(nnx.Module):
@@ -17,12 +18,8 @@ class TextTransformer(nnx.Module):
 
   def __init__(
     self,
+    size: TextSize,
     *,
-    vocab_size: int,
-    context_length: int,
-    width: int,
-    depth: int,
-    heads: int,
     embed_dim: int,
     activation: layers.Activation,
     remat: layers.Remat,
@@ -30,17 +27,18 @@ class TextTransformer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.dtype = dtype
+    width = size.width
     init = nnx.initializers.normal
     self.tokens = nnx.Embed(
-      vocab_size, width, embedding_init=init(0.02), dtype=dtype, rngs=rngs
+      size.vocab_size, width, embedding_init=init(0.02), dtype=dtype, rngs=rngs
     )
     self.positional_embedding = nnx.Param(
-      0.01 * jax.random.normal(rngs.params(), (context_length, width))
+      0.01 * jax.random.normal(rngs.params(), (size.context_length, width))
     )
     self.transformer = layers.Transformer(
       width,
-      depth,
-      heads,
+      size.depth,
+      size.heads,
       causal=True,
       activation=activation,
       remat=remat,

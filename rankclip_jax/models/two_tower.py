@@ -2,115 +2,26 @@
 
 The module is a description; training and evaluation use it functionally:
 `graph, shapes = abstract(size)` and `nnx.merge(graph, params)` inside `jax.jit`, where
-`params` is a plain nested dict of arrays.
+`params` is a plain nested dict of arrays. `models.sizes` has the sizes.
 """
 
-import dataclasses
-import difflib
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt8
 
-from rankclip_jax.models import layers
+from rankclip_jax.models.resnet import ModifiedResNet
+from rankclip_jax.models.sizes import TwoTowerSize, ViTSize
 from rankclip_jax.models.text import TextTransformer
 from rankclip_jax.models.vision_transformer import VisionTransformer
 
-VOCAB_SIZE = 49408  # CLIP's byte-pair encoding with its two special tokens
-# Channel statistics of the pictures OpenAI's CLIP saw, on a scale of 0 to 1.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclasses.dataclass(frozen=True)
-class TwoTowerSize:
-  """Everything that fixes the shapes and the arithmetic of a model.
-
-  Sizes are in pixels (image, patch), tokens (context) and channels (width, embed_dim).
-  """
-
-  image_size: int
-  patch_size: int
-  vision_width: int
-  vision_depth: int
-  vision_heads: int
-  text_width: int
-  text_depth: int
-  text_heads: int
-  embed_dim: int
-  context_length: int = 77
-  vocab_size: int = VOCAB_SIZE
-  activation: layers.Activation = "quick_gelu"
-  mean: tuple[float, float, float] = CLIP_MEAN
-  std: tuple[float, float, float] = CLIP_STD
-  dtype: str = "float32"
-  remat: layers.Remat = "none"
-
-  def __post_init__(self):
-    if self.image_size % self.patch_size:
-      nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
-      raise ValueError(
-        f"image_size {self.image_size} must be a multiple of patch_size "
-        f"{self.patch_size}; the nearest is {nearest}."
-      )
-    for tower in "vision", "text":
-      width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
-      if width % heads:
-        raise ValueError(
-          f"{tower}_width {width} must be a multiple of its {heads} heads."
-        )
-    for field, choices in (
-      ("activation", layers.ACTIVATIONS),
-      ("remat", layers.REMAT),
-      ("dtype", ("float32", "bfloat16")),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(
-          f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}."
-        )
-
-
-_VIT_B_32 = TwoTowerSize(
-  image_size=224,
-  patch_size=32,
-  vision_width=768,
-  vision_depth=12,
-  vision_heads=12,
-  text_width=512,
-  text_depth=12,
-  text_heads=8,
-  embed_dim=512,
-)
-
-SIZES: dict[str, TwoTowerSize] = {
-  # For tests: seconds to compile, nothing to learn with.
-  "nano": TwoTowerSize(16, 8, 32, 2, 2, 32, 2, 2, 32, context_length=16),
-  # For the built-in data set on a laptop.
-  "tiny": TwoTowerSize(48, 12, 96, 4, 4, 96, 4, 4, 96, context_length=20),
-  # Radford et al. 2021, Table 20.
-  "ViT-B-32": _VIT_B_32,
-  "ViT-B-16": dataclasses.replace(_VIT_B_32, patch_size=16),
-}
-
-
-def named_size(name: str, **changes: Any) -> TwoTowerSize:
-  """The size called `name`, with those of its fields changed that are not None.
-
-  "ViT-B/32" and "ViT-B-32" are the same.
-
-  Raises:
-    ValueError: for an unknown name or sizes that do not fit each other.
-  """
-  key = name.replace("/", "-")
-  if key not in SIZES:
-    close = difflib.get_close_matches(key, SIZES, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ValueError(f"Unknown model {name!r}; there are {', '.join(SIZES)}.{hint}")
-  changes = {field: value for field, value in changes.items() if value is not None}
-  return dataclasses.replace(SIZES[key], **changes)
+log = logging.getLogger(__name__)
 
 
 class TwoTower(nnx.Module):
@@ -128,39 +39,32 @@ class TwoTower(nnx.Module):
     self.std = size.std
     dtype = jnp.dtype(size.dtype)
     shared: dict[str, Any] = dict(
-      embed_dim=size.embed_dim,
-      activation=size.activation,
-      remat=size.remat,
-      dtype=dtype,
-      rngs=rngs,
+      embed_dim=size.embed_dim, remat=size.remat, dtype=dtype, rngs=rngs
     )
-    self.vision = VisionTransformer(
-      image_size=size.image_size,
-      patch_size=size.patch_size,
-      width=size.vision_width,
-      depth=size.vision_depth,
-      heads=size.vision_heads,
-      **shared,
-    )
-    self.text = TextTransformer(
-      vocab_size=size.vocab_size,
-      context_length=size.context_length,
-      width=size.text_width,
-      depth=size.text_depth,
-      heads=size.text_heads,
-      **shared,
-    )
+    if isinstance(size.vision, ViTSize):
+      self.vision = VisionTransformer(size.vision, activation=size.activation, **shared)
+    else:
+      self.vision = ModifiedResNet(size.vision, **shared)
+    self.text = TextTransformer(size.text, activation=size.activation, **shared)
     self.logit_scale = nnx.Param(jnp.float32(math.log(initial_scale)))
     if initial_bias is not None:
       self.logit_bias = nnx.Param(jnp.float32(initial_bias))
 
   def encode_image(
-    self, images: UInt8[Array, "batch height width 3"]
+    self, images: UInt8[Array, "batch height width 3"], batch_norm_groups: int = 0
   ) -> Float[Array, "batch dim"]:
-    """L2-normalised float32 embeddings of 8-bit pictures."""
+    """L2-normalised float32 embeddings of 8-bit pictures.
+
+    Args:
+      images: of any height and width that the tower was made for.
+      batch_norm_groups: of `resnet.BatchNorm`, for training; 0 uses, and leaves, the
+        running statistics. A vision transformer has none.
+    """
     pixels = images.astype(jnp.float32) / 255.0
     mean, std = jnp.array(self.mean), jnp.array(self.std)
     pixels = (pixels - mean[None, None, None]) / std[None, None, None]
+    if isinstance(self.vision, ModifiedResNet):
+      return _l2_normalise(self.vision(pixels, batch_norm_groups))
     return _l2_normalise(self.vision(pixels))
 
   def encode_text(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch dim"]:
@@ -186,14 +90,81 @@ def init(
   initial_scale: float,
   initial_bias: float | None = None,
 ) -> dict:
-  """Freshly drawn parameters as a plain nested dict of float32 arrays."""
+  """Freshly drawn parameters as a plain nested dict of float32 arrays.
+
+  The running statistics of batch normalisation are among them, as in a state dict of
+  PyTorch; `statistics_of` tells them apart.
+  """
   model = TwoTower(
     size,
     initial_scale=initial_scale,
     initial_bias=initial_bias,
     rngs=nnx.Rngs(params=key),
   )
-  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  return nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+
+
+def statistics_of(model: TwoTower) -> dict:
+  """The running statistics of a model, as the part of its parameters that they are."""
+  return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def at_resolution(params: Mapping[str, Any], size: TwoTowerSize) -> dict:
+  """`params` of the same model at another image size, for pictures of `size.image_size`.
+
+  The image tower's position embeddings are resized by antialiased bicubic interpolation
+  of their grid, and that is logged; nothing happens where they fit already.
+  """
+  place = ("vision",) if isinstance(size.vision, ViTSize) else ("vision", "pool")
+  flat = flatten_dict(params)
+  path = (*place, "positional_embedding")
+  flat[path] = resize_positions(flat[path], size.vision.grid)
+  return unflatten_dict(flat)
+
+
+def at_length(params: Mapping[str, Any], size: TwoTowerSize) -> dict:
+  """`params` of the same model for captions of at most `size.context_length` ids.
+
+  Causal attention never looks ahead, so that shorter captions mean the same with the
+  first positions alone.
+
+  Raises:
+    ValueError: if captions would be longer than the model has positions for.
+  """
+  flat = flatten_dict(params)
+  path = ("text", "positional_embedding")
+  length, wanted = flat[path].shape[0], size.context_length
+  if wanted > length:
+    raise ValueError(
+      f"The text tower was trained on {length} tokens and has no positions for "
+      f"context_length {wanted}; set model.context_length to {length} or less."
+    )
+  if wanted < length:
+    log.info("Captions are cut to the first %d of the model's %d tokens.", wanted, length)
+    flat[path] = flat[path][:wanted]
+  return unflatten_dict(flat)
+
+
+def resize_positions(
+  positions: Float[ArrayLike, "1+old*old width"], grid: int
+) -> Float[ArrayLike, "1+grid*grid width"]:
+  """Resizes all but the first of a square grid of position embeddings."""
+  old = math.isqrt(positions.shape[0] - 1)
+  if old == grid:
+    return positions
+  log.info(
+    "Position embeddings are interpolated from %d x %d to %d x %d: the pictures have "
+    "another size than those the model was trained on.",
+    old,
+    old,
+    grid,
+    grid,
+  )
+  first, rest = positions[:1], positions[1:]
+  resized = jax.image.resize(
+    rest.reshape(old, old, -1), (grid, grid, rest.shape[-1]), "bicubic", antialias=True
+  )
+  return jnp.concatenate([first, resized.reshape(grid * grid, -1)])
 
 
 def _l2_normalise(x: Array) -> Array:

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rankclip_jax.models import layers
+from rankclip_jax.models.sizes import ViTSize
 
 
 class VisionTransformer(nnx.Module):
@@ -17,12 +18,8 @@ class VisionTransformer(nnx.Module):
 
   def __init__(
     self,
+    size: ViTSize,
     *,
-    image_size: int,
-    patch_size: int,
-    width: int,
-    depth: int,
-    heads: int,
     embed_dim: int,
     activation: layers.Activation,
     remat: layers.Remat,
@@ -30,9 +27,9 @@ class VisionTransformer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.dtype = dtype
+    width, patch_size = size.width, size.patch_size
     normal = jax.random.normal
     std = width**-0.5
-    num_patches = (image_size // patch_size) ** 2
     self.patch_size = patch_size
     # A convolution whose stride is its kernel is a matmul of flattened patches; written
     # as one it is faster on CPU.
@@ -47,13 +44,13 @@ class VisionTransformer(nnx.Module):
     )
     self.class_embedding = nnx.Param(std * normal(rngs.params(), (width,)))
     self.positional_embedding = nnx.Param(
-      std * normal(rngs.params(), (num_patches + 1, width))
+      std * normal(rngs.params(), (size.grid**2 + 1, width))
     )
     self.ln_pre = layers.layer_norm(width, dtype, rngs)
     self.transformer = layers.Transformer(
       width,
-      depth,
-      heads,
+      size.depth,
+      size.heads,
       causal=False,
       activation=activation,
       remat=remat,

@@ -1,0 +1,341 @@
+"""A trained model in use: pictures and texts in, embeddings out, on all local devices."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+from rankclip_jax import sharding, start
+from rankclip_jax.data import tokenizer as tokenizers
+from rankclip_jax.data import transforms
+from rankclip_jax.interop import Weights
+from rankclip_jax.models import sizes
+from rankclip_jax.models.two_tower import TwoTower, abstract
+
+# A remainder is cut into batches of this share of a whole one: one more shape to
+# compile, and a lone query does not pay for hundreds of rows of padding.
+_SMALL = 16
+# Arithmetic, not the space of the embeddings.
+_NOT_COMPARED = ("dtype", "remat")
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  step: str | int = "latest",
+  activation: str | None = None,
+  dtype: str | None = None,
+  devices: Sequence[Any] | None = None,
+  batch_size: int = 256,
+) -> "Model":
+  """A model from a workdir, an export, or a checkpoint of another tool.
+
+  Args:
+    path: a folder or file; whatever `interop.read` takes, or a workdir.
+    step: "latest", "best" or a step, of a workdir.
+    activation: "gelu" or "quick_gelu", for files that do not say which.
+    dtype: of the arithmetic, "float32" or "bfloat16"; None is the model's own.
+    devices: the batch is spread over them; None is all of this process.
+    batch_size: rows that are embedded at once, over all devices.
+
+  Raises:
+    ValueError: if there is no such model, or an argument does not fit.
+  """
+  weights = start.read(pathlib.Path(path).expanduser(), str(step))
+  size = sizes.changed(weights.size, activation=activation, dtype=dtype)
+  weights = dataclasses.replace(weights, size=size)
+  return Model(weights, devices=devices, batch_size=batch_size)
+
+
+class Model:
+  """Both towers with their preprocessing. `load` makes one.
+
+  Attributes:
+    size: of the towers.
+    source: a line that says where the weights are from.
+    tokenizer: texts to ids.
+    logit_scale: the factor (not its logarithm) by which cosines become logits.
+    logit_bias: what is added to them; 0 where the model has none.
+    batch_size: rounded up to a multiple of the devices.
+  """
+
+  def __init__(
+    self,
+    weights: Weights,
+    *,
+    devices: Sequence[Any] | None = None,
+    batch_size: int = 256,
+  ):
+    if batch_size < 1:
+      raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    mesh = sharding.make_mesh(devices=devices or jax.local_devices())
+    self.size = weights.size
+    self.source = weights.source
+    self.tokenizer = tokenizers.Tokenizer(self.size.context_length)
+    self.logit_scale = math.exp(float(weights.params["logit_scale"]))
+    self.logit_bias = float(weights.params.get("logit_bias", 0.0))
+    rows = -(-batch_size // mesh.size)
+    self.batch_size = rows * mesh.size
+    self._small = -(-rows // _SMALL) * mesh.size
+    self._graph, _ = abstract(self.size, with_bias="logit_bias" in weights.params)
+    self._params = jax.device_put(weights.params, sharding.replicated(mesh))
+    self._spread = sharding.over_batch(mesh)
+    self._compiled: dict[tuple[Callable, bool], Callable] = {}
+
+  def encode_image(self, images: Any, normalize: bool = True) -> np.ndarray:
+    """Embeddings of one or many pictures, float32 [images, dim], in their order.
+
+    Args:
+      images: one or a sequence of: a path; a Pillow image of any mode; a uint8 array
+        [height, width, 3] of any size. Or a uint8 array [images, height, width, 3].
+      normalize: to length 1; otherwise the projected features as they are.
+
+    Raises:
+      ValueError: naming the picture that is none.
+    """
+    images = _pictures(images)
+    return self._encode_pictures(images, self._prepared, normalize)
+
+  def encode_readable(
+    self, paths: Sequence[str | os.PathLike], advance: Callable[[int], None]
+  ) -> tuple[np.ndarray, dict[int, str]]:
+    """What `encode_image` gives for files, leaving out those that cannot be read.
+
+    Args:
+      paths: of pictures.
+      advance: called with the number of files that were read since the last call.
+
+    Returns:
+      The embeddings, float32 [readable, dim], and by their places in `paths` why the
+      other files could not be read.
+    """
+    unreadable = {}
+
+    def prepared(path: str | os.PathLike, place: int) -> np.ndarray:
+      try:
+        return self._prepared(path, place)
+      except ValueError as error:
+        unreadable[place] = str(error)
+        return np.zeros((self.size.image_size, self.size.image_size, 3), np.uint8)
+
+    embedded = self._encode_pictures(paths, prepared, True, advance)
+    readable = [i for i in range(len(paths)) if i not in unreadable]
+    return embedded[readable], dict(sorted(unreadable.items()))
+
+  def encode_text(self, texts: str | Iterable[str], normalize: bool = True) -> np.ndarray:
+    """Embeddings of one or many texts, float32 [texts, dim], in their order.
+
+    A text with too many tokens is cut, as in training.
+
+    Args:
+      texts: one string, or a sequence of them.
+      normalize: to length 1; otherwise the projected features as they are.
+
+    Raises:
+      ValueError: naming what is no string, or if the model has another vocabulary.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for i, text in enumerate(texts):
+      if not isinstance(text, str):
+        raise ValueError(f"texts must be strings, got {type(text).__name__} at {i}.")
+    if self.size.text.vocab_size != tokenizers.VOCABULARY_SIZE:
+      raise ValueError(
+        f"{self.source} has {self.size.text.vocab_size} tokens, and CLIP's tokenizer "
+        f"{tokenizers.VOCABULARY_SIZE}; its texts cannot be read, only its pictures."
+      )
+    rows = lambda span: self.tokenizer(texts[span])
+    return self._embed(_text_features, len(texts), rows, normalize)
+
+  def similarity(self, images: Any, texts: Any) -> np.ndarray:
+    """Logits float32 [images, texts]: logit_scale times the cosines, plus logit_bias.
+
+    A softmax over texts makes them the probabilities of zero-shot classification, and
+    where there is a bias a sigmoid makes each that of a pair.
+
+    Args:
+      images: what `encode_image` takes, or embeddings [images, dim].
+      texts: what `encode_text` takes, or embeddings [texts, dim].
+
+    Raises:
+      ValueError: as these, and for embeddings of another dimension.
+    """
+    left = self._unit(images) if _is_floating(images) else self.encode_image(images)
+    right = self._unit(texts) if _is_floating(texts) else self.encode_text(texts)
+    return np.float32(self.logit_scale) * (left @ right.T) + np.float32(self.logit_bias)
+
+  def preprocess(self, image: Any) -> np.ndarray:
+    """One picture as the model sees it, uint8 [image_size, image_size, 3].
+
+    The short side is scaled by antialiased bicubic and the centre is cut out. Alpha is
+    dropped, and the orientation that EXIF notes is ignored, as in training.
+
+    Raises:
+      ValueError: if it is no picture.
+    """
+    return self._prepared(image, 0)
+
+  @functools.cached_property
+  def facts(self) -> dict[str, Any]:
+    """What embeddings must share to be comparable, in JSON types."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(flatten_dict(self._params, sep="/").items()):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
+    size = dataclasses.asdict(self.size)
+    return {
+      "weights": digest.hexdigest(),
+      "size": {k: v for k, v in size.items() if k not in _NOT_COMPARED},
+      "tokenizer": self.tokenizer.facts(),
+    }
+
+  def _prepared(self, image: Any, place: int) -> np.ndarray:
+    return transforms.resize_center_crop(_pixels(image, place), self.size.image_size)
+
+  def _encode_pictures(
+    self,
+    images: Sequence[Any],
+    prepared: Callable[[Any, int], np.ndarray],
+    normalize: bool,
+    advance: Callable[[int], None] = lambda count: None,
+  ) -> np.ndarray:
+    """Embeddings of pictures that threads prepare; Pillow lets them run side by side."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+      def rows(span: slice) -> np.ndarray:
+        ready = list(pool.map(prepared, images[span], range(span.start, span.stop)))
+        advance(len(ready))
+        return np.stack(ready)
+
+      return self._embed(_image_features, len(images), rows, normalize)
+
+  def _unit(self, embeddings: Any) -> np.ndarray:
+    """Embeddings with length 1."""
+    x = np.asarray(embeddings, np.float32)
+    if x.ndim != 2 or x.shape[1] != self.size.embed_dim:
+      raise ValueError(
+        f"Embeddings must be of shape [n, {self.size.embed_dim}], got {list(x.shape)}; "
+        "pictures must be uint8."
+      )
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+  def _embed(
+    self,
+    features: Callable,
+    count: int,
+    rows: Callable[[slice], np.ndarray],
+    normalize: bool,
+  ) -> np.ndarray:
+    """`features` of `count` rows; the host prepares a batch while devices work on one."""
+    out = np.zeros((count, self.size.embed_dim), np.float32)
+    running = None
+    for span, batch in self._batches(count):
+      prepared = rows(span)
+      padding = [(0, batch - len(prepared))] + [(0, 0)] * (prepared.ndim - 1)
+      padded = jax.device_put(np.pad(prepared, padding, mode="edge"), self._spread)
+      embedded = self._run(features, normalize)(self._params, padded)
+      if running:
+        _collect(out, *running)
+      running = span, embedded
+    if running:
+      _collect(out, *running)
+    return out
+
+  def _batches(self, count: int) -> Iterator[tuple[slice, int]]:
+    """What to embed at once, and the rows to pad it to, of which there are two."""
+    done = 0
+    while done < count:
+      batch = self.batch_size if count - done >= self.batch_size else self._small
+      yield slice(done, min(done + batch, count)), batch
+      done += batch
+
+  def _run(self, features: Callable, normalize: bool) -> Callable:
+    """The compiled function of parameters and rows; made once."""
+    if (features, normalize) not in self._compiled:
+      run = lambda params, rows: features(nnx.merge(self._graph, params), rows, normalize)
+      self._compiled[features, normalize] = jax.jit(run)
+    return self._compiled[features, normalize]
+
+
+def _collect(out: np.ndarray, span: slice, embedded: jax.Array) -> None:
+  """Waits for a batch; padding is cut off here, where a slice needs no compiler."""
+  out[span] = np.asarray(embedded)[: span.stop - span.start]
+
+
+def _image_features(model: TwoTower, images: Any, normalize: bool) -> jax.Array:
+  if normalize:
+    return model.encode_image(images)
+  mean, std = (jnp.array(x)[None, None, None] for x in (model.mean, model.std))
+  pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
+  return model.vision(pixels).astype(jnp.float32)
+
+
+def _text_features(model: TwoTower, tokens: Any, normalize: bool) -> jax.Array:
+  if normalize:
+    return model.encode_text(tokens)
+  return model.text(tokens).astype(jnp.float32)
+
+
+def _is_floating(x: Any) -> bool:
+  return np.issubdtype(getattr(x, "dtype", np.uint8), np.floating)
+
+
+def _pictures(images: Any) -> Sequence[Any]:
+  """One or many pictures as a sequence of single ones."""
+  if isinstance(images, str | os.PathLike | Image.Image):
+    return [images]
+  if not hasattr(images, "__array__"):
+    if not isinstance(images, Iterable):
+      raise ValueError(
+        "Pictures are paths, Pillow images or uint8 arrays, one or a sequence of them, "
+        f"got {type(images).__name__}."
+      )
+    return list(images)
+  array = np.asarray(images)
+  if array.dtype.kind in "UO":  # of paths
+    return array.ravel().tolist()
+  if array.ndim == 4:
+    return list(array)
+  return [] if array.shape == (0,) else [array]
+
+
+def _pixels(image: Any, place: int) -> np.ndarray:
+  """A picture of any kind as uint8 [height, width, 3]; `place` is for errors."""
+  name = f"Picture {place}"
+  if isinstance(image, str | os.PathLike):
+    name = f"{name}, {os.fspath(image)}"
+    if not os.path.isfile(image):
+      raise ValueError(f"{name}: there is no such file.")
+  try:
+    if isinstance(image, str | os.PathLike):
+      with Image.open(image) as opened:
+        pixels = transforms.to_rgb(opened)
+    elif isinstance(image, Image.Image):
+      pixels = transforms.to_rgb(image)
+    elif hasattr(image, "__array__"):
+      pixels = np.asarray(image)
+    else:
+      raise ValueError(
+        f"expected a path, a Pillow image or a uint8 array, got {type(image).__name__}"
+      )
+  except Exception as error:  # Pillow's decoders raise a dozen kinds
+    raise ValueError(f"{name} cannot be read: {error}") from error
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    raise ValueError(
+      f"{name} must be uint8 [height, width, 3] from 0 to 255, got {pixels.dtype} "
+      f"{list(pixels.shape)}; PIL.Image.fromarray takes greys and alpha."
+    )
+  if not pixels.size:
+    raise ValueError(f"{name} has no pixels, its shape is {list(pixels.shape)}.")
+  return pixels

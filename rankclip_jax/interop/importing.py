@@ -1,0 +1,226 @@
+"""Reads the weights of a CLIP from the files of other tools."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rankclip_jax.interop import (
+  architecture,
+  described,
+  files,
+  layouts,
+  open_clip_config,
+  transformers_config,
+)
+from rankclip_jax.interop.described import Described
+from rankclip_jax.models.layers import Activation
+from rankclip_jax.models.sizes import TwoTowerSize
+
+log = logging.getLogger(__name__)
+
+# What is looked for in a folder, the first of each that is there.
+_OPEN_CLIP_WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+)
+_TRANSFORMERS_WEIGHTS = (
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "pytorch_model.bin",
+  "pytorch_model.bin.index.json",
+)
+_OPENAI_FACT = "input_resolution"  # only OpenAI's own archives have it
+_SHOWN = 5  # names of tensors or files in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model from elsewhere.
+
+  Attributes:
+    size: its architecture, for float32.
+    params: a nested dict of float32 arrays, as `two_tower.init` gives.
+    preprocessing: image_size, mean, std, interpolation and resize_mode, in the words of
+      open_clip.
+    source: a line that says what it was.
+  """
+
+  size: TwoTowerSize
+  params: dict[str, Any]
+  preprocessing: dict[str, Any]
+  source: str
+
+
+def read(path: pathlib.Path | str, *, activation: Activation | None = None) -> Weights:
+  """The CLIP in a folder or file of OpenAI, open_clip, transformers, RankCLIP or CyCLIP.
+
+  The architecture is what the weights' shapes say; a config beside them must agree, and
+  tells the heads, the activation and the preprocessing.
+
+  Args:
+    path: a folder with a config and weights, or a file of weights. Of PyTorch's archives
+      only tensors are read.
+    activation: of the MLPs. By default what the config says, and without one QuickGELU,
+      with a warning unless it is an archive of OpenAI's.
+
+  Raises:
+    ValueError: if there is no such CLIP, naming the file and the key.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise ValueError(f"{path} does not exist; give a file of weights or its folder.")
+  file = _file_in(path) if path.is_dir() else path
+  try:
+    return _read_file(file, activation)
+  except ValueError as error:
+    if str(file) in str(error) or str(file.parent) in str(error):
+      raise
+    raise ValueError(f"{file}: {error}") from error
+
+
+def _read_file(file: pathlib.Path, activation: Activation | None) -> Weights:
+  content = _read_shards(file) if file.name.endswith(".index.json") else None
+  content = files.read_tensors(file) if content is None else content
+  state = _state_dict(content)
+  names = architecture.names_of(state)
+  if names is None:
+    raise ValueError(
+      f"this is no CLIP: there is no tensor {architecture.OPENAI.patches} (the layout of "
+      f"OpenAI and open_clip) or {architecture.TRANSFORMERS.patches} (transformers'), "
+      f"but {len(state)} others, such as {', '.join(list(state)[:_SHOWN]) or 'none'}."
+    )
+  openai = names is architecture.OPENAI
+  config = _config_beside(file, openai)
+  found = architecture.facts(state, names)
+  if config:
+    config.check(found, "logit_bias" in state)
+  preprocessing = dict(
+    config.preprocessing if config else described.preprocessing_facts()
+  )
+  size = architecture.size_of(
+    found,
+    vision_heads=config and config.vision_heads,
+    text_heads=config and config.text_heads,
+    activation=_activation(activation, config, state, file),
+    mean=tuple(preprocessing["mean"]),
+    std=tuple(preprocessing["std"]),
+  )
+  params = (layouts.from_openai if openai else layouts.from_transformers)(state, size)
+  _say_what_changes(state, preprocessing, file)
+  return Weights(
+    size=size,
+    params=params,
+    preprocessing={"image_size": size.image_size, **preprocessing},
+    source=f"{file} ({'OpenAI' if openai else 'transformers'} layout"
+    + (f", {config.file.name})" if config else ")"),
+  )
+
+
+def _file_in(folder: pathlib.Path) -> pathlib.Path:
+  """The file of weights in a folder."""
+  present = {p.name for p in folder.iterdir() if p.is_file()}
+  first = lambda names: next((n for n in names if n in present), None)
+  weights = first(_OPEN_CLIP_WEIGHTS)
+  if weights and open_clip_config.FILE in present:
+    return folder / weights
+  if transformers_config.FILE in present:
+    # Before its weights, which may be large, and of any model.
+    transformers_config.read(folder / transformers_config.FILE)
+  weights = first(_TRANSFORMERS_WEIGHTS)
+  if weights and transformers_config.FILE in present:
+    return folder / weights
+  seen = ", ".join(sorted(present)[:_SHOWN]) or "no file"
+  raise ValueError(
+    f"{folder} holds no model: looked for {open_clip_config.FILE} with one of "
+    f"{', '.join(_OPEN_CLIP_WEIGHTS)}, and {transformers_config.FILE} with one of "
+    f"{', '.join(_TRANSFORMERS_WEIGHTS)}; there is {seen}. Give the file itself if it "
+    "has another name."
+  )
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, Any]:
+  """All tensors of the files that an index lists."""
+  names = described.section(files.read_json(index), "weight_map", index)
+  state = {}
+  for name in sorted(set(names.values())):
+    if not isinstance(name, str) or pathlib.Path(name).name != name:
+      raise ValueError(f"{index} lists {name!r}; only files beside it are read.")
+    shard = index.parent / name
+    if not shard.is_file():
+      raise ValueError(f"{shard} is missing, which {index.name} lists; get it as well.")
+    state |= _state_dict(files.read_tensors(shard))
+  return state
+
+
+def _state_dict(content: Any) -> dict[str, np.ndarray]:
+  """The flat names and arrays within whatever a file of weights held."""
+  if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    content = content["state_dict"]  # of a training file, beside its optimizer
+  if not isinstance(content, Mapping):
+    raise ValueError(
+      f"weights are a dict of names and tensors, got {type(content).__name__}; save the "
+      "model's state_dict()."
+    )
+  other = [k for k, v in content.items() if not isinstance(v, np.ndarray)]
+  if other or not content:
+    found = ", ".join(f"{k!r}" for k in other[:_SHOWN]) or "nothing"
+    raise ValueError(
+      f"weights are a dict of names and tensors, got {found} besides; save the model's "
+      "state_dict(), or {'state_dict': ...}."
+    )
+  # Of DistributedDataParallel.
+  wrapped = all(k.startswith("module.") for k in content)
+  return {k.removeprefix("module.") if wrapped else k: v for k, v in content.items()}
+
+
+def _config_beside(file: pathlib.Path, openai: bool) -> Described | None:
+  if openai:
+    path = file.parent / open_clip_config.FILE
+    return open_clip_config.read(path) if path.is_file() else None
+  path = file.parent / transformers_config.FILE
+  if not path.is_file():
+    raise ValueError(
+      f"transformers' weights come with a {transformers_config.FILE}, which is not "
+      "beside them; get it from where the weights are from."
+    )
+  return transformers_config.read(path)
+
+
+def _activation(
+  wanted: Activation | None,
+  config: Described | None,
+  state: Mapping[str, np.ndarray],
+  file: pathlib.Path,
+) -> Activation:
+  if config:
+    if wanted not in (None, config.activation):
+      log.warning(
+        "%s says %s; %s is used, as asked.", config.file, config.activation, wanted
+      )
+    return wanted or config.activation
+  if wanted is None and _OPENAI_FACT not in state:
+    log.warning(
+      "%s does not say which activation its model was trained with; QuickGELU is taken, "
+      "as of OpenAI, RankCLIP and CyCLIP. Most models of open_clip have GELU: set "
+      "--config.model.activation=gelu for them, or quick_gelu to confirm.", file
+    )  # fmt: skip
+  return wanted or "quick_gelu"
+
+
+def _say_what_changes(
+  state: Mapping[str, np.ndarray], preprocessing: Mapping[str, Any], file: pathlib.Path
+) -> None:
+  converted = {str(v.dtype) for v in state.values() if v.dtype.kind not in "iub"}
+  if converted - {"float32"}:
+    log.info("%s: %s weights are read as float32.", file, " and ".join(sorted(converted)))
+  how = preprocessing["interpolation"], preprocessing["resize_mode"]
+  if how != ("bicubic", "shortest"):
+    log.warning(
+      "%s was trained on pictures resized by %s, %s; here they are resized by bicubic, "
+      "shortest, and results will differ a little.", file, *how
+    )  # fmt: skip

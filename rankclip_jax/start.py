@@ -1,0 +1,131 @@
+"""The weights of a model from wherever they lie, and a train state that starts from them.
+
+A workdir of ours, an export, or a checkpoint of another tool: all become `Weights`.
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankclip_jax import checkpoint, interop, sharding
+from rankclip_jax.config import Config
+from rankclip_jax.interop import Weights
+from rankclip_jax.losses.objective import Objective
+from rankclip_jax.models import sizes, two_tower
+from rankclip_jax.models.layers import Activation
+from rankclip_jax.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def read(
+  path: pathlib.Path, which: str = "latest", activation: Activation | None = None
+) -> Weights:
+  """The weights at `path`, on the host.
+
+  Args:
+    path: a workdir, or anything that `interop.read` takes.
+    which: "latest", "best" or a step, of a workdir.
+    activation: of foreign weights, where they do not say.
+
+  Raises:
+    ValueError: if there are no weights, or they are damaged or of no supported model.
+  """
+  if not (path / checkpoint.DIRECTORY).is_dir():
+    return interop.read(path, activation=activation)
+  saved = checkpoint.of_run(path)
+  step, facts = saved.facts(which)
+  size = sizes.from_json(facts["size"])
+  _, shapes = two_tower.abstract(size, with_bias=facts["logit_bias"])
+  everywhere = sharding.replicated(sharding.make_mesh())
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
+  )
+  params = jax.tree.map(np.asarray, saved.restore_params(step, abstract))
+  saved.close()
+  return Weights(
+    size=size,
+    params=params,
+    preprocessing=facts["preprocessing"],
+    source=f"step {step} of {path}",
+  )
+
+
+def weights_of(cfg: Config) -> Weights | None:
+  """What `init.weights` names, at the config's resolution and length; None for none.
+
+  Raises:
+    ValueError: as `read`, or if the config names a model of another architecture.
+  """
+  if not cfg.init.weights:
+    return None
+  weights = read(pathlib.Path(cfg.init.weights), activation=cfg.model.activation)
+  log.info("Starting from %s.", weights.source)
+  changes = dataclasses.asdict(cfg.model)
+  del changes["batch_norm"]
+  name = changes.pop("name")
+  size = sizes.changed(weights.size, **changes)
+  if name != "loaded":
+    _check_same(size, sizes.named(name, **changes), cfg)
+  params = two_tower.at_resolution(weights.params, size)
+  params = two_tower.at_length(params, size)
+  return dataclasses.replace(weights, size=size, params=params)
+
+
+def from_weights(
+  state: TrainState, weights: Weights, objective: Objective, *, temperature: str
+) -> TrainState:
+  """A fresh state with its parameters replaced, shard by shard.
+
+  Args:
+    state: at step 0, for `weights.size`.
+    weights: see `weights_of`.
+    objective: whose temperature (and bias) stay where `weights` are not asked or have
+      none.
+    temperature: "loaded" or "new".
+  """
+  params = dict(weights.params)
+  if temperature == "new":
+    params["logit_scale"] = np.float32(math.log(objective.initial_scale))
+  if objective.has_bias:
+    bias = None if temperature == "new" else params.get("logit_bias")
+    params["logit_bias"] = np.float32(objective.initial_bias if bias is None else bias)
+  elif "logit_bias" in params:
+    log.info("The loaded logit bias is dropped: the objective has none.")
+    del params["logit_bias"]
+  low, high = objective.log_scale_range
+  params["logit_scale"] = np.clip(params["logit_scale"], low, high)
+  place = lambda old, new: jax.make_array_from_callback(
+    old.shape, old.sharding, lambda index: np.asarray(new, np.float32)[index]
+  )
+  return dataclasses.replace(state, params=jax.tree.map(place, state.params, params))
+
+
+def _check_same(
+  loaded: sizes.TwoTowerSize, named: sizes.TwoTowerSize, cfg: Config
+) -> None:
+  ours, theirs = (_flat(dataclasses.asdict(s)) for s in (named, loaded))
+  # What the loaded model's pictures were normalised by goes with its weights.
+  wrong = [
+    f"{key}: {theirs.get(key)} loaded, {ours.get(key)} in {cfg.model.name}"
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key) and key not in ("mean", "std")
+  ]
+  if wrong:
+    raise ValueError(
+      f"config.init.weights={cfg.init.weights} is not a {cfg.model.name}:\n  "
+      + "\n  ".join(wrong)
+      + "\nUse --config.model.name=loaded for the architecture of the weights, or "
+      "--config.model.activation for another activation."
+    )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+  nested = {k: v for k, v in values.items() if isinstance(v, dict)}
+  inner = {f"{k}.{name}": v for k, part in nested.items() for name, v in part.items()}
+  return {k: v for k, v in values.items() if k not in nested} | inner

@@ -1,0 +1,23 @@
+"""PyTorch peers, importable without CUDA.
+
+PyPI's torchvision is built for CUDA: beside a CPU build of PyTorch its compiled operators
+(boxes, video) are missing and importing it fails when it describes them. open_clip needs
+only its picture transforms, so the descriptions are left out.
+"""
+
+import sys
+import types
+import warnings
+
+with warnings.catch_warnings():
+  warnings.simplefilter("ignore")  # of imports within the peers
+  import torch
+
+  sys.modules.setdefault(
+    "torchvision._meta_registrations",
+    types.ModuleType("torchvision._meta_registrations"),
+  )
+  import open_clip
+  import transformers
+
+__all__ = ["open_clip", "torch", "transformers"]
