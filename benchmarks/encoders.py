@@ -34,10 +34,12 @@ from rankclip_jax.models import two_tower  # noqa: E402
 TASKS = ("encode images", "encode texts", "training step")
 
 
-def ours(model: str, image: np.ndarray, tokens: np.ndarray) -> Mapping[str, Callable]:
+def ours(
+  model: str, image: np.ndarray, tokens: np.ndarray, remat: Any
+) -> Mapping[str, Callable]:
   """A function of no arguments for every task."""
   cfg = config.Config(
-    model=config.ModelConfig(name=model, dtype="float32"),
+    model=config.ModelConfig(name=model, dtype="float32", remat=remat),
     objective=config.ObjectiveConfig(name="clip"),
     data=config.DataConfig(batch_size=len(image)),
   )
@@ -66,7 +68,7 @@ def ours(model: str, image: np.ndarray, tokens: np.ndarray) -> Mapping[str, Call
 def open_clips(model: str, image: np.ndarray, tokens: np.ndarray) -> Mapping[str, Any]:
   """The same for open_clip, with the arithmetic of OpenAI's models."""
   torch = peers.torch
-  net = peers.open_clip.create_model(f"{model}-quickgelu", pretrained=None)
+  net: Any = peers.open_clip.create_model(f"{model}-quickgelu", pretrained=None)
   pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).float() / 255.0
   mean, std = torch.tensor(net.visual.image_mean), torch.tensor(net.visual.image_std)
   pixels = (pixels - mean[:, None, None]) / std[:, None, None]
@@ -110,7 +112,7 @@ class Row:
     return statistics.median(t / o for o, t in zip(self.ours, self.theirs, strict=True))
 
 
-def measure(model: str, batch: int, turns: int) -> list[Row]:
+def measure(model: str, batch: int, turns: int, remat: str) -> list[Row]:
   """All tasks, after one call of each that compiles and warms up."""
   rng = np.random.default_rng(0)
   size = plan.size_of(config.Config(model=config.ModelConfig(name=model)))
@@ -118,7 +120,7 @@ def measure(model: str, batch: int, turns: int) -> list[Row]:
   image = rng.integers(0, 256, shape, np.uint8)
   tokens = rng.integers(1, 49406, (batch, size.context_length)).astype(np.int32)
   tokens[:, -1] = 49407
-  contenders = ours(model, image, tokens), open_clips(model, image, tokens)
+  contenders = ours(model, image, tokens, remat), open_clips(model, image, tokens)
   rows = []
   for task in TASKS:
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -152,10 +154,11 @@ def main() -> None:
   parser.add_argument("--models", default="ViT-B-32,RN50")
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
   args = parser.parse_args()
   rows = []
   for model in args.models.split(","):
-    rows += measure(model, args.batch, args.turns)
+    rows += measure(model, args.batch, args.turns, args.remat)
   print(table(rows, args.batch))
   packages = ("jax", "flax", "torch", "open_clip_torch")
   threads = peers.torch.get_num_threads()

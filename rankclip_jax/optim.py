@@ -4,7 +4,6 @@ And what fine-tuning adds: towers that do not learn, and layers that learn more 
 the further they are from the output.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -71,14 +70,14 @@ def trained(params: Any, frozen: Frozen = "none") -> Any:
   )
 
 
-def layer_scales(params: Mapping[str, Any], decay: float) -> dict:
+def layer_scales(params: Any, decay: float) -> dict:
   """Factors of the learning rate, each a number, or one per layer of a stacked array.
 
   The projection (or attention pool) and the norm before it have 1, the last of a tower's
   L layers `decay`, its first decay^L, and its embeddings (or stem) decay^(L+1), as in
   BEiT (Bao et al. 2022). A ResNet's layers are its four stages.
   """
-  flat = flatten_dict(params)
+  flat: dict[tuple[str, ...], Any] = flatten_dict(params)
   depth = {
     path[0]: x.shape[0] for path, x in flat.items() if path[1:3] == _TRANSFORMER_BLOCKS
   }
@@ -113,7 +112,7 @@ def optimizer(
   It keeps no state for what is not `trained`, and leaves that alone; the gradients of
   such parameters must be zero.
   """
-  steps = [
+  steps: list[optax.GradientTransformation] = [
     optax.adamw(
       learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask
     )

@@ -153,8 +153,8 @@ def _batch_norm_groups(cfg: Config, size: sizes.TwoTowerSize, mesh: Mesh) -> int
   groups = {"global": 1, "per_device": mesh.size, "frozen": 0}[cfg.model.batch_norm]
   if groups and cfg.optim.micro_batches > 1:
     raise ValueError(
-      f"optim.micro_batches={cfg.optim.micro_batches} would normalise {cfg.model.name} by "
-      "the statistics of pieces, which is another model than without; use "
+      f"optim.micro_batches={cfg.optim.micro_batches} would normalise {cfg.model.name} "
+      "by the statistics of pieces, which is another model than without; use "
       'model.batch_norm="frozen", more devices, or a vision transformer.'
     )
   return groups

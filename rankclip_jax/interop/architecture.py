@@ -204,4 +204,6 @@ def _depth(state: State, pattern: str) -> Fact:
       "towers."
     )
   last = max(blocks, key=lambda k: blocks[k])
+  if blocks[last] >= len(state):
+    raise ValueError(f"{last} cannot be: there are {len(state)} tensors in all.")
   return Fact(blocks[last] + 1, last, state[last].shape)

@@ -41,7 +41,7 @@ class Described:
     wrong = [
       f"{key} is {value}, but {fact.name} of shape {list(fact.shape)} says {fact.value}"
       for name, fact in found.items()
-      for key, value in [self.stated.get(name, (f"(no key for {name})", None))]
+      for key, value in [self.stated[name]]
       if value != fact.value
     ]
     if self.bias_key and not has_bias:

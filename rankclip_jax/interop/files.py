@@ -8,6 +8,8 @@ import ml_dtypes  # noqa: F401  (tells NumPy what bfloat16 is)
 import numpy as np
 import safetensors
 
+from rankclip_jax.interop import torch_archive
+
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS_AND_INTEGERS = {
   *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -29,8 +31,6 @@ def read_tensors(path: pathlib.Path) -> Any:
   if path.suffix == ".safetensors":
     return _read_safetensors(path)
   if path.suffix in TORCH_SUFFIXES:
-    from rankclip_jax.interop import torch_archive  # pyright: ignore  # TODO(h1a) top
-
     return torch_archive.load(path)
   raise ValueError(
     f"{path} is no file of weights; those end in .safetensors or "

@@ -1,9 +1,10 @@
 """Reads the weights of a CLIP from the files of other tools."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,43 +76,45 @@ def read(path: pathlib.Path | str, *, activation: Activation | None = None) -> W
   if not path.exists():
     raise ValueError(f"{path} does not exist; give a file of weights or its folder.")
   file = _file_in(path) if path.is_dir() else path
-  try:
-    return _read_file(file, activation)
-  except ValueError as error:
-    if str(file) in str(error) or str(file.parent) in str(error):
-      raise
-    raise ValueError(f"{file}: {error}") from error
-
-
-def _read_file(file: pathlib.Path, activation: Activation | None) -> Weights:
-  content = _read_shards(file) if file.name.endswith(".index.json") else None
-  content = files.read_tensors(file) if content is None else content
-  state = _state_dict(content)
+  state = _read_shards(file) if file.name.endswith(".index.json") else _read_state(file)
   names = architecture.names_of(state)
   if names is None:
     raise ValueError(
-      f"this is no CLIP: there is no tensor {architecture.OPENAI.patches} (the layout of "
-      f"OpenAI and open_clip) or {architecture.TRANSFORMERS.patches} (transformers'), "
-      f"but {len(state)} others, such as {', '.join(list(state)[:_SHOWN]) or 'none'}."
+      f"{file} is no CLIP: there is no tensor {architecture.OPENAI.patches} (the layout "
+      f"of OpenAI and open_clip) or {architecture.TRANSFORMERS.patches} "
+      f"(transformers'), but {len(state)} others, such as "
+      f"{', '.join(list(state)[:_SHOWN])}."
     )
+  return _weights(file, state, names, activation)
+
+
+def _weights(
+  file: pathlib.Path,
+  state: architecture.State,
+  names: architecture.Names,
+  activation: Activation | None,
+) -> Weights:
   openai = names is architecture.OPENAI
   config = _config_beside(file, openai)
-  found = architecture.facts(state, names)
+  with _naming(file):
+    found = architecture.facts(state, names)
   if config:
     config.check(found, "logit_bias" in state)
   preprocessing = dict(
     config.preprocessing if config else described.preprocessing_facts()
   )
-  size = architecture.size_of(
-    found,
-    vision_heads=config and config.vision_heads,
-    text_heads=config and config.text_heads,
-    activation=_activation(activation, config, state, file),
-    mean=tuple(preprocessing["mean"]),
-    std=tuple(preprocessing["std"]),
-  )
-  params = (layouts.from_openai if openai else layouts.from_transformers)(state, size)
-  _say_what_changes(state, preprocessing, file)
+  with _naming(file):
+    size = architecture.size_of(
+      found,
+      vision_heads=config and config.vision_heads,
+      text_heads=config and config.text_heads,
+      activation=activation or (config.activation if config else "quick_gelu"),
+      mean=tuple(preprocessing["mean"]),
+      std=tuple(preprocessing["std"]),
+    )
+    params = (layouts.from_openai if openai else layouts.from_transformers)(state, size)
+  _say_what_was_decided(file, state, config, activation)
+  _say_what_changes(file, state, preprocessing)
   return Weights(
     size=size,
     params=params,
@@ -153,29 +156,32 @@ def _read_shards(index: pathlib.Path) -> dict[str, Any]:
     shard = index.parent / name
     if not shard.is_file():
       raise ValueError(f"{shard} is missing, which {index.name} lists; get it as well.")
-    state |= _state_dict(files.read_tensors(shard))
+    state |= _read_state(shard)
   return state
 
 
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
-  """The flat names and arrays within whatever a file of weights held."""
+def _read_state(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """The flat names and arrays within whatever a file of weights holds."""
+  content = files.read_tensors(file)
   if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
     content = content["state_dict"]  # of a training file, beside its optimizer
   if not isinstance(content, Mapping):
     raise ValueError(
-      f"weights are a dict of names and tensors, got {type(content).__name__}; save the "
-      "model's state_dict()."
+      f"{file} should hold a dict of names and tensors, got {type(content).__name__}; "
+      "save the model's state_dict()."
     )
-  other = [k for k, v in content.items() if not isinstance(v, np.ndarray)]
+  is_tensor = lambda k, v: isinstance(k, str) and isinstance(v, np.ndarray)
+  other = [k for k, v in content.items() if not is_tensor(k, v)]
   if other or not content:
     found = ", ".join(f"{k!r}" for k in other[:_SHOWN]) or "nothing"
     raise ValueError(
-      f"weights are a dict of names and tensors, got {found} besides; save the model's "
-      "state_dict(), or {'state_dict': ...}."
+      f"{file} should hold a dict of names and tensors alone, got {found}; save the "
+      "model's state_dict(), or {'state_dict': ...}."
     )
-  # Of DistributedDataParallel.
+  # Of DistributedDataParallel, and of open_clip's models with `custom_text`.
   wrapped = all(k.startswith("module.") for k in content)
-  return {k.removeprefix("module.") if wrapped else k: v for k, v in content.items()}
+  bare = lambda k: (k.removeprefix("module.") if wrapped else k).removeprefix("text.")
+  return {bare(k): v for k, v in content.items()}
 
 
 def _config_beside(file: pathlib.Path, openai: bool) -> Described | None:
@@ -185,35 +191,41 @@ def _config_beside(file: pathlib.Path, openai: bool) -> Described | None:
   path = file.parent / transformers_config.FILE
   if not path.is_file():
     raise ValueError(
-      f"transformers' weights come with a {transformers_config.FILE}, which is not "
-      "beside them; get it from where the weights are from."
+      f"{file} has transformers' weights, which come with a {transformers_config.FILE}; "
+      "it is not beside them, get it from where the weights are from."
     )
   return transformers_config.read(path)
 
 
-def _activation(
-  wanted: Activation | None,
-  config: Described | None,
-  state: Mapping[str, np.ndarray],
+@contextlib.contextmanager
+def _naming(file: pathlib.Path) -> Iterator[None]:
+  """Puts the file before the message of an error of what does not know it."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from None
+
+
+def _say_what_was_decided(
   file: pathlib.Path,
-) -> Activation:
-  if config:
-    if wanted not in (None, config.activation):
-      log.warning(
-        "%s says %s; %s is used, as asked.", config.file, config.activation, wanted
-      )
-    return wanted or config.activation
-  if wanted is None and _OPENAI_FACT not in state:
+  state: architecture.State,
+  config: Described | None,
+  activation: Activation | None,
+) -> None:
+  if config and activation not in (None, config.activation):
+    log.warning(
+      "%s says %s; %s is used, as asked.", config.file, config.activation, activation
+    )
+  elif not config and activation is None and _OPENAI_FACT not in state:
     log.warning(
       "%s does not say which activation its model was trained with; QuickGELU is taken, "
       "as of OpenAI, RankCLIP and CyCLIP. Most models of open_clip have GELU: set "
       "--config.model.activation=gelu for them, or quick_gelu to confirm.", file
     )  # fmt: skip
-  return wanted or "quick_gelu"
 
 
 def _say_what_changes(
-  state: Mapping[str, np.ndarray], preprocessing: Mapping[str, Any], file: pathlib.Path
+  file: pathlib.Path, state: architecture.State, preprocessing: Mapping[str, Any]
 ) -> None:
   converted = {str(v.dtype) for v in state.values() if v.dtype.kind not in "iub"}
   if converted - {"float32"}:

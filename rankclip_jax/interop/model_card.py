@@ -81,8 +81,9 @@ def render(card: Card, size: TwoTowerSize, library: Library, folder: str) -> str
     *_front_matter(card, library),
     f"# {card.name}",
     "",
-    "A two-tower image-text model, trained with [rankclip_jax](https://arxiv.org/abs/"
-    "2404.09387), whose embeddings of pictures and captions can be compared.",
+    "Two towers whose embeddings of pictures and captions can be compared, exported by "
+    "rankclip_jax, the JAX implementation of "
+    "[RankCLIP](https://arxiv.org/abs/2404.09387).",
     "",
     "## Model and training",
     "",

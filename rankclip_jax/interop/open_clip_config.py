@@ -150,9 +150,10 @@ def _stated(
   layers = tuple(layers) if isinstance(layers, list) else layers
   # One of the two is what the weights tell, whichever tower the config means.
   stated["vision.blocks"] = stated["vision.depth"] = ("vision_cfg.layers", layers)
-  if not isinstance(layers, tuple):
-    patch = described.square(vision["patch_size"], "vision_cfg.patch_size", path)
-    stated["vision.patch_size"] = ("vision_cfg.patch_size", patch)
+  patch = vision["patch_size"]  # null for a ResNet
+  if patch is not None:
+    patch = described.square(patch, "vision_cfg.patch_size", path)
+  stated["vision.patch_size"] = ("vision_cfg.patch_size", patch)
   stated["embed_dim"] = ("embed_dim", model.get("embed_dim"))
   return stated
 

@@ -107,7 +107,6 @@ def write(size: TwoTowerSize) -> dict[str, Any]:
   return {
     "architectures": ["CLIPModel"],
     "model_type": "clip",
-    "dtype": "float32",
     "projection_dim": size.embed_dim,
     "text_config": shared
     | {

@@ -17,7 +17,8 @@ def _check_divides(name: str, value: int, unit_name: str, unit: int) -> None:
   if value % unit:
     nearest = max(1, round(value / unit)) * unit
     raise ValueError(
-      f"{name} {value} must be a multiple of {unit_name} {unit}; the nearest is {nearest}."
+      f"{name} {value} must be a multiple of {unit_name} {unit}; the nearest is "
+      f"{nearest}."
     )
 
 
@@ -172,7 +173,7 @@ def named(name: str, **changes: Any) -> TwoTowerSize:
 
   Args:
     name: of `SIZES`, perhaps with a suffix.
-    **changes: fields of `TwoTowerSize`, or `image_size`, `context_length` or `vocab_size`.
+    **changes: fields of `TwoTowerSize`, or `image_size`, `context_length`, `vocab_size`.
 
   Raises:
     ValueError: for an unknown name or sizes that do not fit each other.
@@ -211,14 +212,14 @@ def changed(size: TwoTowerSize, **changes: Any) -> TwoTowerSize:
 
 def from_json(values: dict[str, Any]) -> TwoTowerSize:
   """The inverse of `dataclasses.asdict`, also after a journey through JSON."""
-  lists = lambda part: {
-    k: tuple(v) if isinstance(v, list) else v for k, v in part.items()
+  fields: dict[str, Any] = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
   }
-  vision = ViTSize if "patch_size" in values["vision"] else ResNetSize
-  return TwoTowerSize(
-    **lists(values)
-    | {
-      "vision": vision(**lists(values["vision"])),
-      "text": TextSize(**values["text"]),
-    }
-  )
+  vision = dict(values["vision"])
+  if "patch_size" in vision:
+    fields["vision"] = ViTSize(**vision)
+  else:
+    vision["blocks"] = tuple(vision["blocks"])
+    fields["vision"] = ResNetSize(**vision)
+  fields["text"] = TextSize(**values["text"])
+  return TwoTowerSize(**fields)

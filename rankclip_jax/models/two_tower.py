@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from rankclip_jax.models.resnet import ModifiedResNet
 from rankclip_jax.models.sizes import TwoTowerSize, ViTSize
@@ -116,7 +117,7 @@ def at_resolution(params: Mapping[str, Any], size: TwoTowerSize) -> dict:
   of their grid, and that is logged; nothing happens where they fit already.
   """
   place = ("vision",) if isinstance(size.vision, ViTSize) else ("vision", "pool")
-  flat = flatten_dict(params)
+  flat: dict[tuple[str, ...], Any] = flatten_dict(params)
   path = (*place, "positional_embedding")
   flat[path] = resize_positions(flat[path], size.vision.grid)
   return unflatten_dict(flat)
@@ -131,7 +132,7 @@ def at_length(params: Mapping[str, Any], size: TwoTowerSize) -> dict:
   Raises:
     ValueError: if captions would be longer than the model has positions for.
   """
-  flat = flatten_dict(params)
+  flat: dict[tuple[str, ...], Any] = flatten_dict(params)
   path = ("text", "positional_embedding")
   length, wanted = flat[path].shape[0], size.context_length
   if wanted > length:
@@ -146,8 +147,8 @@ def at_length(params: Mapping[str, Any], size: TwoTowerSize) -> dict:
 
 
 def resize_positions(
-  positions: Float[ArrayLike, "1+old*old width"], grid: int
-) -> Float[ArrayLike, "1+grid*grid width"]:
+  positions: Float[Array | np.ndarray, "1+old*old width"], grid: int
+) -> Float[Array | np.ndarray, "1+grid*grid width"]:
   """Resizes all but the first of a square grid of position embeddings."""
   old = math.isqrt(positions.shape[0] - 1)
   if old == grid:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import huggingface_hub
 import jax
 import numpy as np
 import peers
@@ -115,6 +116,10 @@ def test_the_card_names_the_run_and_its_usage_runs(tmp_path, monkeypatch, capsys
                "| image_retrieval_recall@1 | 0.2500 |", "| undefined | not defined |",
                "| Steps | 7 |", "arXiv:2404.09387", "patch 8", "10 tokens"):  # fmt: skip
     assert fact in text
+  data = huggingface_hub.ModelCard(text).data
+  assert data.license == CARD.licence
+  assert data.library_name in write.__name__
+  assert data.pipeline_tag == "zero-shot-image-classification"
   monkeypatch.chdir(tmp_path)
   Image.fromarray(PICTURE).save("cat.jpg")
   exec(text.split("```python\n")[1].split("```")[0], {})

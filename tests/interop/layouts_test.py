@@ -13,7 +13,9 @@ from rankclip_jax.models.sizes import ResNetSize, TextSize, TwoTowerSize, ViTSiz
 
 small = st.integers(1, 3)
 vits = st.builds(
-  lambda grid, patch, width, depth: ViTSize(grid * patch, patch, 64 * width, depth, width),
+  lambda grid, patch, heads, depth: ViTSize(
+    grid * patch, patch, 64 * heads, depth, heads
+  ),
   small, small, small, small,
 )  # fmt: skip
 resnets = st.builds(

@@ -1,0 +1,410 @@
+"""Weights of other tools: the same embeddings here, or an error that says what to do."""
+
+import json
+import logging
+import pathlib
+import shutil
+import warnings
+
+import jax
+import ml_dtypes
+import numpy as np
+import peers
+import pytest
+import safetensors.numpy
+import safetensors.torch
+
+from rankclip_jax import interop
+from rankclip_jax.interop import layouts
+from rankclip_jax.models.sizes import TextSize, TwoTowerSize, ViTSize
+
+torch = peers.torch
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+def save_open_clip(folder: pathlib.Path, model, config) -> pathlib.Path:
+  folder.mkdir()
+  safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS)
+  (folder / CONFIG).write_text(json.dumps({"model_cfg": config}))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def open_clip_folder(tmp_path_factory, peer) -> pathlib.Path:
+  return save_open_clip(tmp_path_factory.mktemp("x") / "vit", *peer.open_clip())
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(tmp_path_factory, peer) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("x") / "clip"
+  peer.transformers().save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A folder that a test may damage."""
+  return lambda folder: pathlib.Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change(path: pathlib.Path, keys: str, value) -> None:
+  """Sets a key of a JSON file, "a.b" for an object within an object."""
+  content = json.loads(path.read_text())
+  *outer, last = keys.split(".")
+  inner = content
+  for key in outer:
+    inner = inner.setdefault(key, {})
+  inner[last] = value
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+  "tower, options",
+  [
+    ("vit", {}),
+    ("vit", {"quick_gelu": True, "custom_text": True}),
+    ("vit", {"bias": -5.0}),
+    ("resnet", {}),
+    ("resnet", {"quick_gelu": True}),
+  ],
+)
+def test_an_open_clip_model_embeds_the_same_here(tmp_path, peer, tower, options):
+  model, config = peer.open_clip(tower, **options)
+  with torch.no_grad():
+    model.logit_scale.fill_(2.0)
+  folder = save_open_clip(tmp_path / "m", model, config)
+  weights = interop.read(folder)
+  quick = options.get("quick_gelu")
+  assert weights.size.activation == ("quick_gelu" if quick else "gelu")
+  assert CONFIG in weights.source
+  peer.assert_same(
+    peer.ours(weights.params, weights.size), peer.theirs(model, weights.size)
+  )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_clip_model_of_transformers_embeds_the_same_here(
+  tmp_path, peer, activation, shards
+):
+  model = peer.transformers(activation)
+  model.save_pretrained(tmp_path, **({"max_shard_size": "1MB"} if shards else {}))
+  assert (tmp_path / "model.safetensors.index.json").exists() == shards
+  weights = interop.read(tmp_path)
+  assert weights.size.activation == activation
+  peer.assert_same(
+    peer.ours(weights.params, weights.size), peer.theirs(model, weights.size)
+  )
+
+
+def plain_model(peer):
+  """Heads of 64, as where no config tells; also what the archives below hold."""
+  vision = {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1}
+  text = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 1, "layers": 2}
+  model = peers.open_clip.CLIP(16, vision, text, quick_gelu=True)
+  size = TwoTowerSize(ViTSize(16, 8, 64, 1, 1), TextSize(64, 2, 1, 8, 50), embed_dim=16)
+  return model.eval(), size
+
+
+def training_file(state):
+  optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+  return {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer}
+
+
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("plain.pt", lambda state: state),
+    ("epoch_3.pt", training_file),
+    ("ddp.pth", lambda s: training_file({f"module.{k}": v for k, v in s.items()})),
+    ("open_clip_pytorch_model.bin", lambda s: {k: v.half() for k, v in s.items()}),
+    ("any.safetensors", None),
+  ],
+)
+def test_a_state_dict_needs_no_config(tmp_path, peer, caplog, name, content):
+  model, size = plain_model(peer)
+  state = model.state_dict()
+  if content is None:
+    safetensors.torch.save_file(state, tmp_path / name)
+  else:
+    torch.save(content(state), tmp_path / name)
+  with caplog.at_level(logging.INFO):
+    weights = interop.read(str(tmp_path / name))
+  assert weights.size == size
+  if name.startswith("open_clip"):
+    assert "float16 weights are read as float32" in caplog.text
+    model = model.half().float()
+  peer.assert_same(peer.ours(weights.params, size), peer.theirs(model, size))
+  assert "--config.model.activation=gelu" in caplog.text
+  caplog.clear()
+  gelu = interop.read(tmp_path / name, activation="gelu")
+  assert gelu.size.activation == "gelu"
+  assert not caplog.records
+
+
+def test_an_archive_of_openai_is_read_without_a_question(tmp_path, peer, caplog):
+  model, size = plain_model(peer)
+  for key in "input_resolution", "context_length", "vocab_size":
+    if hasattr(model, key):
+      delattr(model, key)
+    model.register_buffer(key, torch.tensor(16))
+  pixels, ids = torch.zeros(1, 3, 16, 16), torch.ones(1, 8, dtype=torch.long)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # OpenAI's files are what PyTorch deprecates
+    torch.jit.trace(model, (pixels, ids), check_trace=False).save(tmp_path / "ViT.pt")
+  weights = interop.read(tmp_path / "ViT.pt")
+  assert weights.size == size
+  assert not caplog.records
+  peer.assert_same(peer.ours(weights.params, size), peer.theirs(model, size))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_become_float32(open_clip_folder, copy, dtype, caplog):
+  folder = copy(open_clip_folder)
+  state = safetensors.torch.load_file(folder / WEIGHTS)
+  safetensors.torch.save_file(
+    {k: v.to(dtype) for k, v in state.items()}, folder / WEIGHTS
+  )
+  with caplog.at_level(logging.INFO):
+    read = interop.read(folder)
+  name = str(dtype).removeprefix("torch.")
+  assert f"{name} weights are read as float32" in caplog.text
+  rounded = jax.tree.map(
+    lambda x: x.astype(np.dtype(name)).astype(np.float32),
+    interop.read(open_clip_folder).params,
+  )
+  jax.tree.map(np.testing.assert_array_equal, read.params, rounded)
+  assert np.dtype("bfloat16") == ml_dtypes.bfloat16
+
+
+def test_preprocessing_comes_from_the_config(open_clip_folder, copy, caplog):
+  folder = copy(open_clip_folder)
+  wanted = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+  change(folder / CONFIG, "preprocess_cfg", wanted | {"resize_mode": "squash"})
+  weights = interop.read(folder)
+  assert weights.size.mean == (0.1, 0.2, 0.3)
+  assert weights.size.std == (0.5, 0.6, 0.7)
+  assert weights.preprocessing == {
+    "image_size": 32, **wanted, "interpolation": "bicubic", "resize_mode": "squash",
+  }  # fmt: skip
+  assert "squash" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "content, mode",
+  [
+    ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, "squash"),
+    ({"size": 32, "crop_size": 32, "resample": 2}, "shortest"),
+  ],
+)
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_preprocessing_comes_from_the_preprocessor(
+  transformers_folder, copy, file, content, mode
+):
+  folder = copy(transformers_folder)
+  content = content | {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+  nested = {"image_processor": content} if file.startswith("processor") else content
+  (folder / file).write_text(json.dumps(nested))
+  weights = interop.read(folder)
+  assert weights.preprocessing["resize_mode"] == mode
+  how = "bilinear" if "resample" in content else "bicubic"
+  assert weights.preprocessing["interpolation"] == how
+  assert weights.size.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+  "key, value, message",
+  [
+    ("vision_cfg.width", 96, "vision_cfg.width is 96, but visual.conv1.weight of shape "
+     r"\[48, 3, 8, 8\] says 48"),
+    ("vision_cfg.layers", [1, 1, 1, 1], r"vision_cfg.layers is \(1, 1, 1, 1\), but "
+     r"visual.transformer.resblocks.2.* says 3"),
+    ("text_cfg.context_length", 77, "context_length is 77, but positional_embedding"),
+    ("text_cfg.heads", 0, "text_cfg.heads must be a whole number above 0, got 0"),
+    ("vision_cfg.head_width", 7, "vision_cfg.head_width is 7, which does not divide 48"),
+    ("init_logit_bias", -10, "init_logit_bias is set, but there is no tensor logit_bias"),
+    ("vision_cfg.image_size", [32, 64], r"image_size is \[32, 64\]; only square"),
+    ("vision_cfg.timm_model_name", "vit_b", "timm_model_name is 'vit_b'.* not supported"),
+    ("text_cfg.hf_model_name", "bert", "text_cfg.hf_model_name is 'bert'"),
+    ("text_cfg.pool_type", "last", "pool_type is 'last'.* must be 'argmax'"),
+    ("text_cfg.no_causal_mask", True, "no_causal_mask is True.* must not be set"),
+    ("vision_cfg.qk_norm", True, "vision_cfg.qk_norm is True"),
+    ("vision_cfg.mlp_ratio", 3.5, "vision_cfg.mlp_ratio is 3.5.* must be 4.0"),
+    ("vision_cfg.norm_kwargs", {"eps": 1e-6}, "vision_cfg.norm_kwargs is {'eps'"),
+    ("vision_cfg.new_idea", 1, "vision_cfg.new_idea is 1.* not supported"),
+    ("multimodal_cfg", {}, "model_cfg.multimodal_cfg is {}, which is not supported"),
+    ("text_cfg", None, "should have an object 'text_cfg', got None"),
+  ],
+)  # fmt: skip
+def test_configs_that_do_not_fit_are_refused(open_clip_folder, copy, key, value, message):
+  folder = copy(open_clip_folder)
+  change(folder / CONFIG, f"model_cfg.{key}", value)
+  with pytest.raises(ValueError, match=message) as error:
+    interop.read(folder)
+  assert str(folder / CONFIG) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "key, value, message",
+  [
+    ("model_type", "siglip", "model_type is 'siglip'.* CLIPModel"),
+    ("model_type", "chinese_clip", "model_type is 'chinese_clip'.* CLIPModel"),
+    ("text_config.layer_norm_eps", 1e-6, "text_config.layer_norm_eps is 1e-06"),
+    ("vision_config.hidden_act", "relu", "hidden_act is 'relu'.*'gelu' or 'quick_gelu'"),
+    ("vision_config.hidden_act", "gelu", "they must be the same"),
+    ("vision_config.intermediate_size", 99, "vision_config.intermediate_size is 99"),
+    ("text_config.eos_token_id", 7, "eos_token_id is 7.*49407 is needed"),
+    ("projection_dim", 512, r"projection_dim is 512, but text_projection.weight of shape "
+     r"\[24, 32\] says 24"),
+    ("text_config.num_hidden_layers", 4, "num_hidden_layers is 4, but text_model"),
+  ],
+)  # fmt: skip
+def test_configs_of_transformers_that_do_not_fit_are_refused(
+  transformers_folder, copy, key, value, message
+):
+  folder = copy(transformers_folder)
+  change(folder / "config.json", key, value)
+  with pytest.raises(ValueError, match=message) as error:
+    interop.read(folder)
+  assert str(folder / "config.json") in str(error.value)
+
+
+def test_an_old_config_reads_captions_at_the_largest_id(transformers_folder, copy, peer):
+  folder = copy(transformers_folder)
+  change(folder / "config.json", "text_config.eos_token_id", 2)
+  change(folder / "config.json", "vision_config_dict", None)
+  model = peers.transformers.CLIPModel.from_pretrained(folder).eval()
+  weights = interop.read(folder)
+  peer.assert_same(
+    peer.ours(weights.params, weights.size), peer.theirs(model, weights.size)
+  )
+
+
+def test_a_preprocessor_that_has_no_counterpart_is_refused(transformers_folder, copy):
+  folder = copy(transformers_folder)
+  path = folder / "preprocessor_config.json"
+  for content, message in (
+    ({"size": {"shortest_edge": 40}, "crop_size": 32}, "'shortest_edge': 40"),
+    ({"do_normalize": False}, "do_normalize is false"),
+    ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+    ({"image_mean": [0.5]}, "mean of pictures must be three numbers"),
+  ):
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+      interop.read(folder)
+
+
+def damaged(folder: pathlib.Path, what: str) -> pathlib.Path:
+  """A path that is not a CLIP; its file is called model.safetensors unless said."""
+  path = folder / "model.safetensors"
+  match what:
+    case "cut header":
+      path.write_bytes((folder / WEIGHTS).read_bytes()[:50])
+    case "cut":
+      path.write_bytes((folder / WEIGHTS).read_bytes()[:-9])
+    case "pointer":
+      path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    case "empty":
+      path.write_bytes(b"")
+    case "float8":
+      x = torch.zeros(3).to(torch.float8_e4m3fn)
+      safetensors.torch.save_file({"visual.conv1.weight": x}, path)
+    case "classifier":
+      safetensors.numpy.save_file(
+        {"conv1.weight": np.zeros(3), "fc.bias": np.ones(2)}, path
+      )
+    case "one tower":
+      state = safetensors.numpy.load_file(folder / WEIGHTS)
+      state = {k: v for k, v in state.items() if k.startswith("visual.")}
+      safetensors.numpy.save_file(state, path)
+    case "transformers":
+      x = {"vision_model.embeddings.patch_embedding.weight": np.zeros((3, 3, 2, 2))}
+      safetensors.numpy.save_file(x, path)
+    case "small heads":
+      shutil.copy(folder / WEIGHTS, path)
+    case "not a number":
+      state = safetensors.numpy.load_file(folder / WEIGHTS)
+      state["ln_final.bias"][2] = np.nan
+      safetensors.numpy.save_file(state, path)
+      return path  # with its config
+    case "tokenizer":
+      path = folder / "tokenizer.json"
+      path.write_text("{}")
+    case "nowhere":
+      path = folder / "nowhere.pt"
+  (folder / CONFIG).unlink()
+  return path
+
+
+@pytest.mark.parametrize(
+  "what, message",
+  [
+    ("cut header", "damaged or no safetensors file"),
+    ("cut", "damaged or no safetensors file"),
+    ("pointer", "git-lfs pointer.*git lfs pull"),
+    ("empty", "is empty"),
+    ("float8", "visual.conv1.weight as F8_E4M3; quantised"),
+    ("classifier", "no CLIP.*visual.conv1.weight.*2 others, such as conv1.weight, fc"),
+    ("one tower", "missing: positional_embedding, token_embedding.weight, text_proj"),
+    ("transformers", "with a config.json; it is not beside them"),
+    ("small heads", "text tower is 32 wide.*put .* open_clip_config.json"),
+    ("not a number", "ln_final.bias holds NaN"),
+    ("tokenizer", "no file of weights"),
+    ("nowhere", "does not exist"),
+  ],
+)  # fmt: skip
+def test_what_is_no_clip_is_refused_and_named(open_clip_folder, copy, what, message):
+  path = damaged(copy(open_clip_folder), what)
+  with pytest.raises(ValueError, match=message) as error:
+    interop.read(path)
+  assert str(path) in str(error.value)
+
+
+def test_folders_without_a_model_say_what_was_looked_for(tmp_path):
+  (tmp_path / "epoch_1.pt").write_bytes(b"x")
+  with pytest.raises(ValueError, match="open_clip_config.json with.*config.json with.*"
+                     "there is epoch_1.pt. Give the file itself"):  # fmt: skip
+    interop.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ([torch.zeros(2)], "should hold a dict of names and tensors, got list"),
+    ({"epoch": 1, "model": {}}, "alone, got 'epoch', 'model'"),
+    ({0: torch.zeros(2)}, "alone, got 0"),
+    ({}, "alone, got nothing"),
+  ],
+)
+def test_other_content_of_archives_is_named(tmp_path, content, message):
+  torch.save(content, tmp_path / "x.pt")
+  with pytest.raises(ValueError, match=message) as error:
+    interop.read(tmp_path / "x.pt")
+  assert str(tmp_path / "x.pt") in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path, peer):
+  peer.transformers().save_pretrained(tmp_path, max_shard_size="1MB")
+  index = tmp_path / "model.safetensors.index.json"
+  shard = sorted(set(json.loads(index.read_text())["weight_map"].values()))[0]
+  (tmp_path / shard).unlink()
+  with pytest.raises(ValueError, match=f"{shard} is missing"):
+    interop.read(tmp_path)
+  change(index, "weight_map", {"logit_scale": "../secret.safetensors"})
+  with pytest.raises(ValueError, match="only files beside it are read"):
+    interop.read(tmp_path)
+
+
+def test_the_wish_for_an_activation_beats_the_config_and_is_logged(
+  open_clip_folder, caplog
+):
+  weights = interop.read(open_clip_folder, activation="quick_gelu")
+  assert weights.size.activation == "quick_gelu"
+  assert "says gelu; quick_gelu is used" in caplog.text
+
+
+def test_what_is_read_is_written_as_it_was(open_clip_folder):
+  weights = interop.read(open_clip_folder)
+  state = layouts.to_openai(weights.params, weights.size)
+  for name, x in safetensors.numpy.load_file(open_clip_folder / WEIGHTS).items():
+    np.testing.assert_array_equal(state[name], x)
