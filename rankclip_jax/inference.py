@@ -22,6 +22,7 @@ from rankclip_jax.data import tokenizer as tokenizers
 from rankclip_jax.data import transforms
 from rankclip_jax.interop import Weights
 from rankclip_jax.models import sizes
+from rankclip_jax.models.layers import Activation
 from rankclip_jax.models.two_tower import TwoTower, abstract
 
 # A remainder is cut into batches of this share of a whole one: one more shape to
@@ -35,7 +36,7 @@ def load(
   path: str | os.PathLike,
   *,
   step: str | int = "latest",
-  activation: str | None = None,
+  activation: Activation | None = None,
   dtype: str | None = None,
   devices: Sequence[Any] | None = None,
   batch_size: int = 256,
@@ -53,7 +54,7 @@ def load(
   Raises:
     ValueError: if there is no such model, or an argument does not fit.
   """
-  weights = start.read(pathlib.Path(path).expanduser(), str(step))
+  weights = start.read(pathlib.Path(path).expanduser(), str(step), activation)
   size = sizes.changed(weights.size, activation=activation, dtype=dtype)
   weights = dataclasses.replace(weights, size=size)
   return Model(weights, devices=devices, batch_size=batch_size)
@@ -178,8 +179,8 @@ class Model:
   def preprocess(self, image: Any) -> np.ndarray:
     """One picture as the model sees it, uint8 [image_size, image_size, 3].
 
-    The short side is scaled by antialiased bicubic and the centre is cut out. Alpha is
-    dropped, and the orientation that EXIF notes is ignored, as in training.
+    The short side is scaled by antialiased bicubic, the centre is cut out, alpha is
+    dropped, and the orientation that EXIF notes is ignored: open_clip's transform.
 
     Raises:
       ValueError: if it is no picture.
@@ -201,7 +202,7 @@ class Model:
     }
 
   def _prepared(self, image: Any, place: int) -> np.ndarray:
-    return transforms.resize_center_crop(_pixels(image, place), self.size.image_size)
+    return _square(image, place, self.size.image_size)
 
   def _encode_pictures(
     self,
@@ -310,27 +311,32 @@ def _pictures(images: Any) -> Sequence[Any]:
   return [] if array.shape == (0,) else [array]
 
 
-def _pixels(image: Any, place: int) -> np.ndarray:
-  """A picture of any kind as uint8 [height, width, 3]; `place` is for errors."""
+def _square(image: Any, place: int, size: int) -> np.ndarray:
+  """A picture of any kind as uint8 [size, size, 3]; `place` is for errors."""
   name = f"Picture {place}"
   if isinstance(image, str | os.PathLike):
     name = f"{name}, {os.fspath(image)}"
     if not os.path.isfile(image):
       raise ValueError(f"{name}: there is no such file.")
+  if not isinstance(image, str | os.PathLike | Image.Image):
+    _check_pixels(image, name)
+    return transforms.resize_center_crop(np.asarray(image), size)
   try:
-    if isinstance(image, str | os.PathLike):
-      with Image.open(image) as opened:
-        pixels = transforms.to_rgb(opened)
-    elif isinstance(image, Image.Image):
-      pixels = transforms.to_rgb(image)
-    elif hasattr(image, "__array__"):
-      pixels = np.asarray(image)
-    else:
-      raise ValueError(
-        f"expected a path, a Pillow image or a uint8 array, got {type(image).__name__}"
-      )
+    if isinstance(image, Image.Image):
+      return transforms.resize_center_crop(image, size)
+    with Image.open(image) as opened:
+      return transforms.resize_center_crop(opened, size)
   except Exception as error:  # Pillow's decoders raise a dozen kinds
     raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def _check_pixels(pixels: Any, name: str) -> None:
+  if not hasattr(pixels, "__array__"):
+    raise ValueError(
+      f"{name} must be a path, a Pillow image or a uint8 array, got "
+      f"{type(pixels).__name__}."
+    )
+  pixels = np.asarray(pixels)
   if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
     raise ValueError(
       f"{name} must be uint8 [height, width, 3] from 0 to 255, got {pixels.dtype} "
@@ -338,4 +344,3 @@ def _pixels(image: Any, place: int) -> np.ndarray:
     )
   if not pixels.size:
     raise ValueError(f"{name} has no pixels, its shape is {list(pixels.shape)}.")
-  return pixels

@@ -72,25 +72,33 @@ def to_rgb(image: Image.Image) -> np.ndarray:
   return np.asarray(image.convert("RGB"))
 
 
-def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+def resize_center_crop(image: np.ndarray | Image.Image, size: int) -> np.ndarray:
   """Scales the short side to `size` and cuts the centre square out.
 
   The reference preprocessing of CLIP: torchvision's `Resize` (antialiased bicubic; the
   long side is rounded down) and `CenterCrop` (the offset is rounded half to even).
 
   Args:
-    image: uint8 [height, width, 3].
+    image: uint8 [height, width, 3], or a Pillow image of any mode. The latter becomes
+      RGB when it has its size, as in open_clip's transform: where a picture is
+      transparent, or has a palette, this is not what becomes of its RGB.
     size: height and width of the result in pixels.
 
   Returns:
     uint8 [size, size, 3].
+
+  Raises:
+    ValueError: as `to_rgb`.
   """
-  height, width = image.shape[:2]
+  picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+  if picture.mode.startswith(("I", "F")):  # Pillow's conversion is not to be had
+    picture = Image.fromarray(to_rgb(picture))
+  width, height = picture.size
   short = min(height, width)
   height, width = size * height // short, size * width // short
   top, left = round((height - size) / 2), round((width - size) / 2)
-  resized = _resize(image, height, width)
-  return resized[top : top + size, left : left + size]
+  resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+  return to_rgb(resized.crop((left, top, left + size, top + size)))
 
 
 def random_resized_crop(

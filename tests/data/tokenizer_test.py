@@ -1,10 +1,12 @@
 import concurrent.futures
 import importlib.util
 import pathlib
+import random
 import string
 import sys
 
 import hypothesis
+import instant_clip_tokenizer
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -80,6 +82,56 @@ _CHARACTERS = st.characters(exclude_categories=["Cn", "Cs"], exclude_characters=
 def test_equals_open_clip_on_any_text(tokenizer, open_clip_tokenizer, text):
   expected = open_clip_tokenizer([text], context_length=_LENGTH).numpy()
   np.testing.assert_array_equal(tokenizer([text]), expected)
+
+
+def _captions(count):
+  """Web captions: words, mended and broken, in several scripts, of any length."""
+  rng = random.Random(0)
+  bpe = instant_clip_tokenizer.Tokenizer()
+  words = [bpe.decode([i]).strip() for i in range(512, START_OF_TEXT)]
+  words = [w for w in words if "\ufffd" not in w]
+  emoji = [chr(c) for c in (*range(0x1F300, 0x1F650), *range(0x2600, 0x27BF))]
+  scripts = [(0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x0410, 0x044F), (0x0621, 0x064A)]
+  makers = (
+    lambda: rng.choice(words),
+    lambda: rng.choice(words).upper(),
+    lambda: rng.choice(words) + rng.choice([".", ",", "!?", "'s", "-", "…", "//"]),
+    lambda: rng.choice(emoji) + rng.choice(["", "\ufe0f", "\u200d" + rng.choice(emoji)]),
+    lambda: rng.choice(
+      ["&amp;", "&lt;b&gt;", "&#39;", "&quot;", "&eacute;", "&amp;nbsp;"]
+    ),
+    lambda: chr(rng.randrange(32)) + rng.choice(words) + chr(0x7F + rng.randrange(33)),
+    lambda: rng.choice(["naïve café", "Ünïcode", "日本語"]).encode().decode("latin-1"),
+    lambda: "".join(chr(rng.randint(*rng.choice(scripts))) for _ in range(4)),
+    lambda: rng.choice("aeinou") + chr(0x300 + rng.randrange(0x40)),
+    lambda: f"https://{rng.choice(words)}.com/?q={rng.randrange(10**6)}&x=%20",
+    lambda: str(rng.random() * 10 ** rng.randrange(9)),
+    lambda: rng.choice(
+      ["<end_of_text>", "<start_of_text>", "<|endoftext|>", "#tag", "@me"]
+    ),
+  )
+  for _ in range(count):
+    length = rng.choice([0, 1, 3, 5, 8, 13, 120])
+    yield rng.choice([" ", "  ", "\t", "\n"]).join(
+      rng.choice(makers)() for _ in range(length)
+    )
+
+
+def test_equals_open_clip_on_10_000_captions(open_clip_tokenizer):
+  captions = list(_captions(10_000))
+  ours = Tokenizer(77)(captions)
+  differing = [
+    (caption, row.tolist(), theirs.tolist())
+    for caption, row, theirs in zip(
+      captions,
+      ours,
+      open_clip_tokenizer(captions, context_length=77).numpy(),
+      strict=True,
+    )
+    if (row != theirs).any()
+  ]
+  assert not differing[:3]
+  assert (ours[:, -1] == END_OF_TEXT).sum() > 1000  # over-long ones are among them
 
 
 def test_ids_are_those_of_openai_clip(tokenizer):

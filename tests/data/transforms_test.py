@@ -192,6 +192,56 @@ def test_to_rgb_refuses_pixels_without_a_range(pixels, match):
     transforms.to_rgb(Image.fromarray(pixels))
 
 
+def _noise(mode):
+  """A picture with detail, and transparency where the mode has it."""
+  rgba = np.random.default_rng(0).integers(0, 256, (25, 37, 4), np.uint8)
+  image = Image.fromarray(np.kron(rgba, np.ones((4, 4, 1), np.uint8)), "RGBA")
+  return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def _odd_pictures():
+  thin = _noise("RGB")
+  exif = Image.Exif()
+  exif[0x0112] = 6  # rotated by a quarter
+  yield "jpeg", _noise("RGB"), "JPEG", {"quality": 80}
+  yield "exif-rotated", _noise("RGB"), "JPEG", {"exif": exif}
+  yield "cmyk", _noise("CMYK"), "JPEG", {}
+  yield "grey-jpeg", _noise("L"), "JPEG", {}
+  yield "alpha", _noise("RGBA"), "PNG", {}
+  yield "grey", _noise("L"), "PNG", {}
+  yield "grey-alpha", _noise("RGBA").convert("LA"), "PNG", {}
+  yield "bits", _noise("1"), "PNG", {}
+  yield "palette", _noise("RGB").quantize(64), "PNG", {}
+  yield "palette-transparency", _noise("RGB").quantize(64), "PNG", {"transparency": 3}
+  yield "gif", _noise("RGB").quantize(32), "GIF", {}
+  yield "webp-alpha", _noise("RGBA"), "WEBP", {"lossless": True}
+  yield "one-pixel-wide", thin.resize((1, 300)), "PNG", {}
+  yield "one-pixel-high", thin.resize((300, 1)), "PNG", {}
+  yield "one-pixel", thin.resize((1, 1)), "PNG", {}
+  yield "long", thin.resize((3000, 7)), "PNG", {}
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(
+  "picture, kind, options", [pytest.param(*p, id=name) for name, *p in _odd_pictures()]
+)
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # open_clip's
+def test_preprocessing_equals_open_clips(tmp_path, picture, kind, options, size):
+  import peers
+
+  path = tmp_path / "picture"
+  picture.save(path, kind, **options)
+  theirs = peers.open_clip.image_transform(size, is_train=False)
+  with Image.open(path) as opened:
+    expected = theirs(opened).numpy().transpose(1, 2, 0)
+  with Image.open(path) as opened:
+    ours = transforms.resize_center_crop(opened, size)
+  mean, std = (np.float32(x) for x in (peers.open_clip.OPENAI_DATASET_MEAN,
+                                       peers.open_clip.OPENAI_DATASET_STD))  # fmt: skip
+  normalised = (ours.astype(np.float32) / 255 - mean) / std
+  np.testing.assert_allclose(normalised, expected, atol=1e-6)
+
+
 def test_facts_survive_json():
   facts = transforms.Preprocess(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (0.8, 1.0)).facts()
   assert json.loads(json.dumps(facts)) == facts

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import parity
 import pytest
 
 
@@ -20,6 +19,8 @@ class Peers:
 
 @pytest.fixture(scope="session")
 def peer() -> Peers:
+  import parity
+
   return Peers(
     parity.small_open_clip,
     parity.small_transformers,

@@ -134,7 +134,7 @@ def test_a_resnet_begins_as_open_clips():
       assert mine.std() == pytest.approx(x.std(), rel=error), name
       assert abs(mine.mean()) < error * x.std(), name
       compared += 1
-  assert compared > 130
+  assert compared > 100
   gains = [k for k in ours if re.search(r"layer\d\.\d\.bn3\.weight", k)]
   assert len(gains) == 16
   assert not any(ours[k].any() for k in gains)
