@@ -89,7 +89,7 @@ def read(path: pathlib.Path) -> Index:
   if not path.is_file():
     raise ValueError(f"There are no embeddings {path}; {remedy}.")
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
       arrays = {name: file[name] for name in _NEEDED}
     index = Index(
       image=arrays["image"],
