@@ -65,6 +65,11 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   needs_workdir = cfg.mode in ("eval", "report") or not cfg.init.weights
   if cfg.mode != "train" and needs_workdir and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
+  if cfg.mode in _TOOLS and cfg.distributed.mode != "off":
+    raise ValueError(
+      f'config.mode="{cfg.mode}" runs as one process; start it on one host, with '
+      "--config.distributed.mode=off."
+    )
   _join_processes(cfg.distributed)
   _make_writable(workdir)
   if cfg.mode in _TOOLS:

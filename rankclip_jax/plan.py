@@ -16,7 +16,7 @@ from rankclip_jax.data import pipeline, transforms
 from rankclip_jax.data.csv_source import CsvSource
 from rankclip_jax.data.openmoji import OpenMoji
 from rankclip_jax.data.source import Source
-from rankclip_jax.data.tokenizer import Tokenizer
+from rankclip_jax.data.tokenizer import VOCABULARY_SIZE, Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import sizes
@@ -61,6 +61,11 @@ def make(cfg: Config, size: sizes.TwoTowerSize | None = None) -> Plan:
   changes = dataclasses.asdict(cfg.objective)
   objective = objectives.named(changes.pop("name"), **changes)
   size = size or size_of(cfg)
+  if size.text.vocab_size != VOCABULARY_SIZE:
+    raise ValueError(
+      f"The text tower of {cfg.init.weights} has {size.text.vocab_size} tokens, and "
+      f"CLIP's tokenizer, the only one here, {VOCABULARY_SIZE}; it cannot be trained."
+    )
   blocking = blocked.Blocking(**dataclasses.asdict(cfg.blocking))
   rows = cfg.data.batch_size // mesh.size
   terms.check_anchors(objective, rows)

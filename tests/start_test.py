@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rankclip_jax import config, launcher, optim, sharding, start, state, train
+from rankclip_jax import config, launcher, optim, plan, sharding, start, state, train
 from rankclip_jax.interop import layouts
 from rankclip_jax.losses import objective
 from rankclip_jax.models import sizes, two_tower
@@ -58,6 +58,11 @@ def test_foreign_weights_come_as_they_are(foreign):
   found = start.weights_of(with_weights(path, activation="gelu"))
   assert found.size == size
   assert_equal(found.params, params)
+
+
+def test_a_text_tower_of_another_vocabulary_cannot_be_trained():
+  with pytest.raises(ValueError, match="has 100 tokens, and CLIP's tokenizer"):
+    plan.make(NANO, sizes.changed(SIZE, vocab_size=100))
 
 
 def test_no_weights_are_none():

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import rankclip_jax
-from rankclip_jax import start
+from rankclip_jax import config, start
 from rankclip_jax.data.openmoji import OpenMoji
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -160,3 +161,29 @@ def test_bad_weights_are_one_clear_line(tmp_path):
   assert "Traceback" not in printed
   printed = main(*flags, code=1)
   assert "give --config.init.weights=PATH" in printed
+  weights = f"--config.init.weights={tmp_path}/weights.pt"
+  several = "--config.distributed.mode=auto"
+  alone = main(*flags, weights, several, "--config.mode=export", code=1)
+  assert 'config.mode="export" runs as one process' in alone
+
+
+def test_the_snippets_of_the_page_run(run, pictures, tmp_path, monkeypatch):
+  page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+  snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  assert len(snippets) == 2
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "openmoji").symlink_to(run)
+  for name, number in (("cat.png", 3), ("heart.png", 4)):
+    (tmp_path / name).symlink_to(pictures / f"{number:02}.png")
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  for snippet in snippets:
+    exec(snippet, names)
+  assert names["logits"].shape == (2, 2)
+
+
+def test_every_command_of_the_page_names_fields_that_exist():
+  page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+  flags = re.findall(r"--config\.[\w.]+", page)
+  assert len(flags) > 10
+  config.check_flag_names(flags)

@@ -5,7 +5,6 @@ import os
 import pathlib
 import time
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -23,13 +22,8 @@ def model_of(cfg: Config, workdir: pathlib.Path) -> inference.Model:
   """The model of `init.weights`, and without it that of the workdir.
 
   Raises:
-    ValueError: as `inference.load`, or if several processes would write one file.
+    ValueError: as `inference.load`.
   """
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'config.mode="{cfg.mode}" runs as one process, there are {jax.process_count()}; '
-      'start it on one host, with config.distributed.mode="off".'
-    )
   return inference.load(
     cfg.init.weights or workdir,
     step=cfg.eval.checkpoint,
