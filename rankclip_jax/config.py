@@ -32,15 +32,32 @@ def free(default: Any) -> Any:
 class DataConfig:
   """What is read. `batch_size` counts examples over all devices of all processes."""
 
-  source: Literal["openmoji", "csv"] = "openmoji"
-  train: str = ""  # source="csv": the file of pictures and captions to train on
-  test: str = ""  # source="csv": that of held-out ones
+  # "openmoji" is built in; a "mixture" has parts of several formats, by their endings.
+  source: Literal[
+    "openmoji", "csv", "tar", "parquet", "tfds", "array_record", "mixture"
+  ] = "openmoji"
+  # Paths, {000..331} and * patterns, several between "::"; of TFDS NAME[@SPLIT]. What is
+  # trained on, and what is held out.
+  train: str = ""
+  test: str = ""
+  weights: tuple[float, ...] = ()  # in what proportion the parts of `train` are drawn
+  caption_key: str = ""  # the column, JSON key or feature of captions; "" is a known name
+  image_key: str = ""  # the feature of pictures in TFDS; "" is a known name
+  tfds_dir: str = free("")  # where TFDS data sets lie; "" is ~/tensorflow_datasets
   batch_size: int = 256
   holdout: int = 500  # held-out examples of the built-in data set
   # Share of the picture's area that a random crop keeps; (1, 1) is resize and centre
   # crop, without augmentation.
   crop_scale: tuple[float, float] = (1.0, 1.0)
-  num_threads: int = free(2)
+  flip: bool = False  # mirror every other picture in training
+  # "fast" decodes JPEGs no larger than needed, for training; "exact" is Pillow's pixels.
+  decoder: Literal["fast", "exact"] = "fast"
+  # Pairs of a batch that show the same picture or say the same are no negatives of each
+  # other, and no part of each other's lists.
+  mask_duplicates: Literal["none", "picture", "caption", "either"] = "none"
+  max_bad_fraction: float = free(0.01)  # of bad examples, above which training stops
+  num_threads: int = free(2)  # that read and decode, in every process that does
+  num_workers: int = free(0)  # processes that read and decode; 0 is only the run's own
   prefetch: int = free(4)  # batches read ahead
 
 
@@ -227,6 +244,7 @@ class Config:
     )
     _at_least(1, "data.holdout", self.data.holdout, "evaluation needs held-out examples")
     _at_least(1, "data.num_threads", self.data.num_threads)
+    _at_least(0, "data.num_workers", self.data.num_workers)
     _at_least(1, "data.prefetch", self.data.prefetch)
     _at_least(1, "optim.epochs", self.optim.epochs)
     _at_least(1, "optim.micro_batches", self.optim.micro_batches)
@@ -240,6 +258,10 @@ class Config:
         f"{self.data.crop_scale}; (1, 1) switches cropping off."
       )
     for name, value, fits, wanted in (
+      ("data.max_bad_fraction", self.data.max_bad_fraction,
+       0 <= self.data.max_bad_fraction <= 1, "from 0 to 1"),
+      ("data.weights", self.data.weights,
+       all(0 < w < math.inf for w in self.data.weights), "positive numbers"),
       ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
       ("optim.learning_rate", self.optim.learning_rate,
        0 < self.optim.learning_rate < math.inf, "positive and finite"),
@@ -438,6 +460,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return value
   if typing.get_origin(option) is tuple:
     inner = typing.get_args(option)
+    if inner[1:] == (Ellipsis,) and isinstance(value, list | tuple):
+      inner = inner[:1] * len(value)
     if not isinstance(value, list | tuple) or len(value) != len(inner):
       raise ValueError(f"config.{name} must be {len(inner)} values, got {value!r}.")
     return tuple(_checked(name, v, h) for v, h in zip(value, inner, strict=True))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rankclip_jax import checkpoint, plan, sharding
 from rankclip_jax import config as configs
 from rankclip_jax.config import Config
-from rankclip_jax.data import openmoji_labels, pipeline, transforms
+from rankclip_jax.data import decoding, openmoji_labels, pipeline, transforms
 from rankclip_jax.data.source import Example, Source
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
@@ -102,7 +102,8 @@ class Evaluator:
     examples = [self._described(i) for i in range(len(self._set.source))]
     captions = [c for e in examples for c in e.captions]
     owner = np.repeat(np.arange(len(examples)), [len(e.captions) for e in examples])
-    image = self.embed_images(params, len(examples), lambda i: self._set.source[i].image)
+    picture = lambda i: decoding.exact(self._set.source[i])
+    image = self.embed_images(params, len(examples), picture)
     text = self.embed_texts(params, captions)
     first = np.unique(owner, return_index=True)[1]  # each picture's main caption
 
@@ -155,8 +156,9 @@ class Evaluator:
   def _described(self, index: int) -> Example:
     """An example with a thumbnail in its picture's place."""
     example = self._set.source[index]
+    image = decoding.exact(example)
     size = min(self._image_size, _THUMBNAIL)
-    thumbnail = transforms.resize_center_crop(example.image, size)
+    thumbnail = transforms.resize_center_crop(image, size)
     return dataclasses.replace(example, image=thumbnail)
 
   def _classify(
@@ -216,12 +218,12 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
   }
 
 
-def held_out(config: Config) -> EvalSet:
+def held_out(config: Config, cache: pathlib.Path | None = None) -> EvalSet:
   """The evaluation split of the configured data."""
   openmoji = config.data.source == "openmoji"
   return EvalSet(
     config.data.source,
-    plan.source_of(config, "test"),
+    plan.source_of(config, "test", cache),
     openmoji_labels.label_sets() if openmoji else (),
   )
 
@@ -273,7 +275,7 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
   evaluator = Evaluator(
     graph,
     mesh,
-    held_out(config),
+    held_out(config, workdir / plan.INDEX_DIRECTORY),
     tokenizer,
     image_size=size.image_size,
     batch_size=config.eval.batch_size,

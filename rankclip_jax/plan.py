@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -12,14 +12,16 @@ from jax.sharding import Mesh
 
 from rankclip_jax import optim, sharding
 from rankclip_jax.config import Config
-from rankclip_jax.data import pipeline, transforms
-from rankclip_jax.data.csv_source import CsvSource
+from rankclip_jax.data import opening, pipeline, transforms
 from rankclip_jax.data.openmoji import OpenMoji
-from rankclip_jax.data.source import Source
+from rankclip_jax.data.source import BadExample, Source
 from rankclip_jax.data.tokenizer import VOCABULARY_SIZE, Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
 from rankclip_jax.models import sizes
+
+# In a workdir: indices of data that lies where nothing may be written.
+INDEX_DIRECTORY = "index"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,17 @@ class Plan:
   blocking: blocked.Blocking
 
 
-def make(cfg: Config, size: sizes.TwoTowerSize | None = None) -> Plan:
+def make(
+  cfg: Config,
+  size: sizes.TwoTowerSize | None = None,
+  cache: pathlib.Path | None = None,
+) -> Plan:
   """Resolves names and checks, before any time is spent, that everything fits.
 
   Args:
     cfg: of the run.
     size: of weights that were loaded; None makes the config's model.
+    cache: a folder for indices that cannot be written beside the data.
 
   Raises:
     ValueError: if something does not fit the devices, the data, or the rest.
@@ -78,7 +85,7 @@ def make(cfg: Config, size: sizes.TwoTowerSize | None = None) -> Plan:
     platform=mesh.devices.flat[0].platform,
   )
   groups = _batch_norm_groups(cfg, size, mesh)
-  source = source_of(cfg, "train")
+  source = source_of(cfg, "train", cache)
   epoch_steps = pipeline.steps_per_epoch(len(source), cfg.data.batch_size)
   num_steps = cfg.optim.epochs * epoch_steps
   objectives.rank_weight(objective, 0, num_steps=num_steps, epoch_steps=epoch_steps)
@@ -138,17 +145,37 @@ def size_of(cfg: Config, loaded: sizes.TwoTowerSize | None = None) -> sizes.TwoT
   return sizes.changed(loaded, **fields)
 
 
-def source_of(cfg: Config, split: Literal["train", "test"]) -> Source:
-  """The training examples, or the held-out ones."""
+def source_of(
+  cfg: Config, split: Literal["train", "test"], cache: pathlib.Path | None = None
+) -> Source:
+  """The training examples, or the held-out ones, of which none may be bad.
+
+  Args:
+    cfg: of the run.
+    split: which.
+    cache: a folder for indices that cannot be written beside the data.
+
+  Raises:
+    ValueError: if there are none, or something of the held-out ones is damaged.
+  """
   if cfg.data.source == "openmoji":
     return OpenMoji(split, holdout=cfg.data.holdout)
   path = {"train": cfg.data.train, "test": cfg.data.test}[split]
   if not path:
     raise ValueError(
-      f'data.source="csv" needs the file of the {split} examples: '
+      f'data.source="{cfg.data.source}" needs the {split} examples: '
       f"--config.data.{split}=PATH."
     )
-  return CsvSource(pathlib.Path(path))
+  options = opening.Options(
+    split=split,
+    strict=split == "test",
+    caption_key=cfg.data.caption_key,
+    image_key=cfg.data.image_key,
+    data_dir=cfg.data.tfds_dir,
+    cache=cache,
+  )
+  weighted = split == "train" and bool(cfg.data.weights)
+  return opening.open_source(cfg.data.source, path, options, parts=weighted)
 
 
 def _batch_norm_groups(cfg: Config, size: sizes.TwoTowerSize, mesh: Mesh) -> int:
@@ -186,19 +213,30 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
   }
 
 
-def batches_of(cfg: Config, p: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
-  """This process's rows of the batches from step `start` on."""
+def batches_of(
+  cfg: Config,
+  p: Plan,
+  start: int,
+  on_bad: Callable[[BadExample], None] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's rows of the batches from step `start` on; see `train_batches`."""
   return pipeline.train_batches(
     p.source,
     image_size=p.size.image_size,
     tokenizer=p.tokenizer,
     augment_scale=crop_scale_of(cfg),
+    flip=cfg.data.flip,
+    fast=cfg.data.decoder == "fast",
     global_batch=cfg.data.batch_size,
     num_steps=p.num_steps,
     seed=cfg.seed,
+    weights=cfg.data.weights,
+    same=cfg.data.mask_duplicates,
+    on_bad=on_bad,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     start_step=start,
     num_threads=cfg.data.num_threads,
+    num_workers=cfg.data.num_workers,
     prefetch=cfg.data.prefetch,
   )

@@ -31,6 +31,7 @@ def global_loss(
   bias: Array | None,
   rank_weight: Array,
   tie_key: PRNGKeyArray,
+  ids: Array | None = None,
   blocking: blocked.Blocking = blocked.AUTOMATIC,
 ) -> tuple[Array, dict[str, Array]]:
   """`blocked.evaluate` over embeddings [batch, dim] spread over the mesh.
@@ -40,7 +41,7 @@ def global_loss(
   """
   rows, whole = P(sharding.BATCH_AXES), P()
 
-  def local(image, text, log_scale, bias, rank_weight, tie_key):
+  def local(image, text, ids, log_scale, bias, rank_weight, tie_key):
     return blocked.evaluate(
       objective,
       image,
@@ -49,14 +50,15 @@ def global_loss(
       bias=bias,
       rank_weight=rank_weight,
       tie_key=tie_key,
+      ids=ids,
       axis_name=sharding.BATCH_AXES,
       blocking=blocking,
       platform=mesh.devices.flat[0].platform,
     )
 
   return jax.shard_map(
-    local, mesh=mesh, in_specs=(rows, rows, *(whole,) * 4), out_specs=(whole, whole)
-  )(image, text, log_scale, bias, rank_weight, tie_key)
+    local, mesh=mesh, in_specs=(*(rows,) * 3, *(whole,) * 4), out_specs=(whole, whole)
+  )(image, text, ids, log_scale, bias, rank_weight, tie_key)
 
 
 def train_step(
@@ -79,7 +81,8 @@ def train_step(
 
   Args:
     state: before the step.
-    batch: "image" uint8 [batch, size, size, 3] and "tokens" int32 [batch, length].
+    batch: "image" uint8 [batch, size, size, 3] and "tokens" int32 [batch, length];
+      perhaps "same" int32 [batch, kinds], the `ids` of `plain.evaluate`.
     frozen: the tower that does not learn; nothing is computed for its gradient.
     batch_norm_groups: of `resnet.BatchNorm`; 0 leaves the running statistics alone.
     micro_batches: pieces in which the towers work through the batch, see `accumulate`;
@@ -124,6 +127,7 @@ def train_step(
       bias=params.get("logit_bias"),
       rank_weight=rank_weight,
       tie_key=tie_key,
+      ids=batch.get("same"),
       blocking=blocking,
     )
     return loss, (terms, statistics)

@@ -24,6 +24,9 @@ from rankclip_jax import checkpoint, config, environment, evaluate, metrics, sta
 from rankclip_jax import plan as plans
 from rankclip_jax import state as states
 from rankclip_jax.config import Config
+from rankclip_jax.data.bad_examples import Allowance, BadExamples
+from rankclip_jax.data.source import losses_of
+from rankclip_jax.feed import Feed
 from rankclip_jax.models import two_tower
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
@@ -75,11 +78,11 @@ class Pending:
     self._batch_size = 0
     self._last_read = time.perf_counter()
 
-  def push(self, step, numbers, *, ids, batch_size, data_wait_seconds) -> None:
+  def push(self, step, numbers, *, ids, batch_size, host) -> None:
     """Holds the numbers after `step` steps until the next `read`."""
     self._step, self._numbers, self._ids = step, numbers, ids
     self._batch_size = batch_size
-    self._host = {"data_wait_seconds": data_wait_seconds}
+    self._host = host
 
   def read(self) -> tuple[int, dict[str, float]] | None:
     """Waits for the pending numbers, writes them, and returns step and numbers.
@@ -143,7 +146,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     # A run that goes on has its weights already, and asks only what model they are of.
     needed = not saved.steps() or cfg.model.name == "loaded"
     weights = start.weights_of(cfg) if needed else None
-    p = plans.make(cfg, weights.size if weights else None)
+    cache = workdir / plans.INDEX_DIRECTORY
+    p = plans.make(cfg, weights.size if weights else None, cache)
     restored = saved.restore_newest(
       states.abstract(p.size, p.objective, p.optimizer, p.mesh),
       functools.partial(checkpoint.check_config, cfg=cfg),
@@ -177,15 +181,25 @@ def _loop(
   main_process = jax.process_index() == 0
   pending = Pending(workdir, writer, cfg.log.every_steps)
   facts = plans.facts_of(cfg, p)
-  evaluator = evaluator_of(cfg, p)
+  evaluator = evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY)
   step_fn = compile_step(p)
-  batches = plans.batches_of(cfg, p, first)
+  bad = bad_examples_of(workdir)
+  bad.lost(losses_of(p.source))
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None
 
   with TrainingProgress(p.num_steps, start=first, quiet=not main_process) as progress:
     progress.say(f"{describe(cfg, p)}{f', from step {first}' if first else ''}")
+    for loss in losses_of(p.source):
+      progress.say(f"{loss.shard}: {loss.reason}, {loss.detail}")
+    feed = Feed(
+      plans.batches_of(cfg, p, first, bad),
+      Allowance(cfg.data.max_bad_fraction, str(bad.path)),
+      progress.say,
+      num_threads=cfg.data.num_threads,
+      num_workers=cfg.data.num_workers,
+    )
     for step in range(first, p.num_steps + 1):
       last = step == p.num_steps
       fresh = step == first and not last
@@ -214,10 +228,7 @@ def _loop(
       if evaluating or saving:
         pending.restart_clock()
 
-      began = time.perf_counter()
-      batch = next(batches)
-      waited = time.perf_counter() - began
-      ids = batch.pop("id")
+      batch, ids, host = feed.next()
       rows = evaluate.global_batch(batch, p.mesh)
       with jax.transfer_guard("disallow"):  # nothing else may cross unseen
         state, numbers = step_fn(state, rows)
@@ -227,9 +238,11 @@ def _loop(
         numbers,
         ids=ids,
         batch_size=cfg.data.batch_size,
-        data_wait_seconds=waited,
+        host=host,
       )
 
+    if bad.summary():
+      progress.say(bad.summary())
   saved.wait()
   if evaluation and main_process:
     evaluate.save(evaluation, workdir, cfg, p.num_steps)
@@ -267,12 +280,20 @@ def agree(step: int, *flags: bool) -> tuple[bool, ...]:
   return tuple(bool(f) for f in np.any(np.reshape(everyone, (-1, len(flags))), axis=0))
 
 
-def evaluator_of(cfg: Config, p: plans.Plan) -> evaluate.Evaluator:
+def bad_examples_of(workdir: pathlib.Path) -> BadExamples:
+  """This process's file of examples that could not be used."""
+  own = f".{jax.process_index()}" if jax.process_index() else ""
+  return BadExamples(workdir / f"bad_examples{own}.jsonl")
+
+
+def evaluator_of(
+  cfg: Config, p: plans.Plan, cache: pathlib.Path | None = None
+) -> evaluate.Evaluator:
   graph, _ = two_tower.abstract(p.size, with_bias=p.objective.has_bias)
   return evaluate.Evaluator(
     graph,
     p.mesh,
-    evaluate.held_out(cfg),
+    evaluate.held_out(cfg, cache),
     p.tokenizer,
     image_size=p.size.image_size,
     batch_size=cfg.eval.batch_size,

@@ -29,15 +29,17 @@ ALLOWED = {
   "start": {
     "checkpoint", "config", "interop", "losses", "models", "sharding", "state",
   },
-  "inference": {"data", "interop", "models", "sharding", "start"},
-  "search": {"config", "data", "inference", "progress", "search"},
+  "inputs": set(),
+  "inference": {"data", "inputs", "interop", "models", "sharding", "start"},
+  "search": {"config", "data", "inference", "progress", "search", "start"},
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
   },
+  "feed": {"data"},
   "train": {
-    "checkpoint", "config", "environment", "evaluate", "metrics", "models", "plan",
-    "progress", "start", "state", "step",
+    "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
+    "models", "plan", "progress", "start", "state", "step",
   },
   "launcher": {"config", "evals", "evaluate", "export", "report", "search", "train"},
 }  # fmt: skip

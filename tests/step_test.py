@@ -32,7 +32,7 @@ def batches(count=STEPS, size=SIZE):
     }
 
 
-def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS, **options):
+def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS, same=None, **options):
   """Parameters and metrics of `count` steps on a mesh of data x fsdp devices."""
   mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
   wanted = objective.PRESETS[name]
@@ -51,6 +51,8 @@ def run(name, data, fsdp, *, optimizer=SGD, size=SIZE, count=STEPS, **options):
   )  # fmt: skip
   now, metrics = start, []
   for batch in batches(count, size):
+    if same is not None:
+      batch["same"] = same
     now, numbers = step(now, jax.device_put(batch, sharding.over_batch(mesh)))
     metrics.append({k: float(v) for k, v in numbers.items()})
   return jax.device_get(now), metrics
@@ -78,6 +80,18 @@ def test_any_mesh_gives_the_numbers_of_one_device(name, mesh):
     for key in a:
       assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-6), key
   assert_same_params(many, one)
+
+
+def test_masks_are_global_over_devices_and_pieces():
+  """Rows 0 and 15, on the first and the last device, show the same picture."""
+  same = np.stack([np.arange(BATCH), np.arange(BATCH) // 2], 1).astype(np.int32)
+  same[15, 0] = 0
+  one, numbers = run("rankclip", 1, 1, count=2, same=same)
+  for mesh, pieces in (((2, 4), 1), ((1, 2), 4)):
+    many, again = run("rankclip", *mesh, count=2, same=same, micro_batches=pieces)
+    assert again[1]["train/loss"] == pytest.approx(numbers[1]["train/loss"], rel=1e-5)
+    assert_same_params(many, one)
+  assert numbers[0]["train/loss"] < alone("rankclip")[1][0]["train/loss"] - 0.01
 
 
 def test_adamw_with_clipping_on_eight_devices():

@@ -32,7 +32,7 @@ def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
     {"train/loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)},
     ids=np.array([5, 9]),
     batch_size=2,
-    data_wait_seconds=0.5,
+    host={"data_wait_seconds": 0.5},
   )
   return p
 

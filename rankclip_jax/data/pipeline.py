@@ -5,16 +5,24 @@ set of rows however many processes share it, so a run may stop on one host and c
 on eight, and nothing but the step is needed to resume.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import concurrent.futures
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
-from rankclip_jax.data.source import Example, Source
-from rankclip_jax.data.tokenizer import END_OF_TEXT, Tokenizer
-from rankclip_jax.data.transforms import random_resized_crop, resize_center_crop
+from rankclip_jax.data.order import Order
+from rankclip_jax.data.rows import Batch, Rows, Same
+from rankclip_jax.data.source import BadExample, Source
+from rankclip_jax.data.tokenizer import Tokenizer
+from rankclip_jax.data.views import View
 
-Batch = dict[str, np.ndarray]
+# Rows that a thread makes in one go: few enough to share a batch among many threads,
+# enough for handing them out to cost nothing.
+_PIECE_ROWS = 16
+_BATCHES_AT_ONCE = 2
 
 
 def steps_per_epoch(num_examples: int, global_batch: int) -> int:
@@ -37,42 +45,56 @@ def train_batches(
   image_size: int,
   tokenizer: Tokenizer,
   augment_scale: tuple[float, float] | None,
+  flip: bool = False,
+  fast: bool = True,
   global_batch: int,
   num_steps: int,
   seed: int,
+  weights: Sequence[float] = (),
+  same: Same = "none",
+  on_bad: Callable[[BadExample], None] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   start_step: int = 0,
   num_threads: int = 2,
+  num_workers: int = 0,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
   """Iterates over this process's rows of the batches of steps start_step..num_steps-1.
 
   Every epoch is a fresh permutation by (seed, epoch). Crop and caption of an example
-  depend on (seed, epoch, example) only, wherever it stands in whichever batch.
+  depend on (seed, epoch, example) only, wherever it stands in whichever batch. With
+  `weights` there are no epochs of the data, see `order.Order`.
 
   Args:
     source: read by `num_threads` threads at once.
-    image_size: height and width of the pictures in pixels.
+    image_size, augment_scale, flip, fast: of the `views.View`.
     tokenizer: maps captions to ids.
-    augment_scale: area fractions of `random_resized_crop`; None takes the centre.
     global_batch: rows of a batch over all processes.
     num_steps: the step at which training ends.
     seed: from 0 to 2**32 - 1.
+    weights: in what proportion the parts of an `order.Concatenated` are drawn.
+    same: what makes two rows of a batch no negatives of each other: the same picture
+      (their examples' key), the same caption (its ids), either, or nothing.
+    on_bad: told of every bad example, which is then replaced by another one of its part,
+      the same on any number of processes; None raises.
     process_index: which rows are ours: the process_index-th of `process_count` parts.
     process_count: the number of processes; must divide `global_batch`.
     start_step: the step to start at; nothing is read in order to get there.
     num_threads: background threads; 0 makes each batch when it is asked for.
+    num_workers: processes that read, with `num_threads` each; 0 is this one alone.
     prefetch: batches made ahead.
 
   Returns:
     An iterator of {"image": uint8 [local_batch, size, size, 3], "tokens": int32
-    [local_batch, length], "id": int32 [local_batch]}, the id being the index in
-    `source`. Its threads end when it is dropped.
+    [local_batch, length], "id": int32 [local_batch], "replaced": int32 [local_batch]},
+    the id being the index in `source`, and `replaced` how many bad examples the row
+    would have had; with `same` also {"same": int32 [local_batch, kinds]}, whose rows
+    show the same where they agree in any kind. Its threads end when it is dropped.
 
   Raises:
     ValueError: if numbers do not fit; from the iterator, with the key of the example,
-      if an image is not uint8 [height, width, 3] or a caption is empty.
+      if it cannot be used and `on_bad` is None, or too many in a row cannot.
   """
   local_batch = _local_batch(global_batch, process_index, process_count)
   epoch_rows = steps_per_epoch(len(source), global_batch) * global_batch
@@ -80,35 +102,64 @@ def train_batches(
     raise ValueError(f"start_step must be from 0 to {num_steps=}, got {start_step}")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+  order = Order(source, epoch_rows=epoch_rows, seed=seed, weights=weights)
+  view = View(image_size, augment_scale, flip, fast)
+  rows = Rows(source, order, view, tokenizer, seed, same, on_bad)
 
-  def row(position: int, index: int) -> Batch:
-    """Makes one row. `position` goes on counting where an epoch ends."""
-    example = source[index]
-    _check_image(example)
-    rng = np.random.default_rng((seed, position // epoch_rows, index))
-    tokens = _draw_caption(example, rng, tokenizer)
-    if augment_scale is None:
-      image = resize_center_crop(example.image, image_size)
-    else:
-      image = random_resized_crop(example.image, image_size, rng, augment_scale)
-    return {
-      "image": image,
-      "tokens": tokens,
-      "id": np.asarray(index, np.int32),
-    }
+  share = _Share(rows, global_batch, local_batch, process_index, num_threads)
+  # What grain's own threads do is wait for a batch: two overlap the end of one with the
+  # beginning of the next.
+  threads = min(num_threads, prefetch, _BATCHES_AT_ONCE)
+  read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+  dataset = grain.MapDataset.range(start_step, num_steps).map(share).to_iter_dataset(read)
+  if num_workers:
+    buffers = -(-prefetch // num_workers)
+    workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
+    dataset = dataset.mp_prefetch(workers)
+  return iter(dataset)
 
-  # The remainder is sliced off after shuffling, so each epoch drops other examples.
-  # Consecutive local batches are the processes' parts of one global batch.
-  batches = (
-    grain.MapDataset.range(len(source))
-    .seed(seed)
-    .shuffle()[:epoch_rows]
-    .map_with_index(row)
-    .batch(local_batch)[process_index::process_count]
-    .repeat()[start_step:num_steps]
-  )
-  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-  return iter(batches.to_iter_dataset(options))
+
+class _Share:
+  """This process's rows of the batch of a step, made by several threads together.
+
+  A batch a thread, as grain would do it, makes the first one of a large batch late and
+  keeps as many large batches in memory as there are threads.
+  """
+
+  def __init__(
+    self,
+    rows: Rows,
+    global_batch: int,
+    local_batch: int,
+    process_index: int,
+    threads: int,
+  ):
+    self._rows, self._threads = rows, threads
+    self._global, self._local, self._process = global_batch, local_batch, process_index
+    pieces = -(-local_batch // _PIECE_ROWS)
+    bounds = np.linspace(0, local_batch, pieces + 1).astype(int).tolist()
+    self._pieces = [range(*pair) for pair in itertools.pairwise(bounds)]
+    self._lock, self._pool = threading.Lock(), None
+
+  def __call__(self, step: int) -> Batch:
+    first = step * self._global + self._process * self._local
+    batch = self._rows.empty(self._local)
+    fill = lambda piece: self._rows.fill(batch, piece, first)
+    # Takes every result, so that an error in any piece is one of the batch.
+    list((self._workers().map if self._threads else map)(fill, self._pieces))
+    return batch
+
+  def _workers(self) -> concurrent.futures.ThreadPoolExecutor:
+    with self._lock:
+      if self._pool is None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "data")
+      return self._pool
+
+  def __getstate__(self):
+    return {**self.__dict__, "_lock": None, "_pool": None}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, _lock=threading.Lock())
 
 
 def eval_batches(
@@ -167,28 +218,3 @@ def _local_batch(batch: int, process_index: int, process_count: int) -> int:
       f" {batch}"
     )
   return batch // process_count
-
-
-def _check_image(example: Example) -> None:
-  image = example.image
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-    raise ValueError(
-      f"the image of example {example.key!r} must be uint8 [height, width, 3], got"
-      f" {image.dtype} {list(image.shape)}: convert it with transforms.to_rgb"
-    )
-
-
-def _draw_caption(
-  example: Example, rng: np.random.Generator, tokenizer: Tokenizer
-) -> np.ndarray:
-  """Returns the ids [length] of one of the captions, each as likely as the others."""
-  if not example.captions:
-    raise ValueError(f"example {example.key!r} has no caption: give it one or drop it")
-  caption = example.captions[rng.integers(len(example.captions))]
-  tokens = tokenizer([caption])[0]
-  if tokens[1] == END_OF_TEXT:
-    raise ValueError(
-      f"a caption of example {example.key!r} is empty after cleaning, got {caption!r}:"
-      " drop it from the source"
-    )
-  return tokens

@@ -18,8 +18,14 @@ def clean(text: str) -> str:
   Repairs mojibake, unescapes HTML twice (web captions are often escaped twice),
   collapses white space and lower-cases.
   """
-  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  # Of printable ASCII without entities the rest changes nothing, and most captions are.
+  if not (text.isascii() and text.isprintable() and "&" not in text):
+    text = _repaired(text)
   return " ".join(text.split()).lower()
+
+
+def _repaired(text: str) -> str:
+  return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 class Tokenizer:
@@ -61,6 +67,9 @@ class Tokenizer:
       [clean(text) for text in texts], context_length=self.context_length
     )
     return ids.astype(np.int32)
+
+  def __reduce__(self):
+    return Tokenizer, (self.context_length,)
 
   def facts(self) -> dict[str, str | int]:
     """Returns what a checkpoint must record for its texts to be tokenised alike."""

@@ -7,122 +7,20 @@ over devices by a reduce-scatter. No N x N matrix exists at any time, and the ba
 pass of the whole operation is a multiplication. docs/scaling.md has the costs.
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from rankclip_jax.losses import listwise, manual, native, order, terms
+from rankclip_jax.losses import listwise, manual, order, terms
 from rankclip_jax.losses import objective as objectives
-
-MIB = 2**20
-# What the compilers for H100s and TPUs allot, and on CPUs with the kernel: see tests/aot.
-CHUNK_FLOATS = 13  # a chunk's similarities, gradients, keys: for each of its C x N pairs
-BATCH_FLOATS = 5  # gathered embeddings and their gradients: for each of N x D numbers
-CPU_CHUNK_FLOATS = 30  # the former, where XLA sorts on a CPU
-# More rows than this make nothing faster.
-MOST_ROWS, CPU_MOST_ROWS = 512, 128
-# Below this the kernel saves milliseconds a step, for 5 s of compiling it once.
-NATIVE_LENGTH = 512
+from rankclip_jax.losses.blocking import AUTOMATIC, MIB, Blocking, Blocks, choose
 
 log = logging.getLogger(__name__)
-
-Order = Literal["auto", "packed", "payload", "short", "exact", "native"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocking:
-  """How the work is cut. None of it changes the loss beyond the resolution of an order.
-
-  Attributes:
-    chunk_rows: rows taken at once; None is as many as fit into `memory_mib`.
-    memory_mib: what the temporaries of a chunk may take.
-    order: a backend of `order`, or "native", the CPU kernel; "auto" is `choose`'s.
-  """
-
-  chunk_rows: int | None = None
-  memory_mib: int = 256
-  order: Order = "auto"
-
-
-AUTOMATIC = Blocking()
-
-
-class Blocks(NamedTuple):
-  """A `Blocking` resolved for one objective, shape and platform.
-
-  Attributes:
-    rows: taken at once.
-    order: how they are sorted.
-    gathers: see `order.arrange`.
-    predicted_bytes: about what the operation takes beside its arguments and results.
-  """
-
-  rows: int
-  order: order.Backend | native.Backend
-  gathers: bool
-  predicted_bytes: int
-
-
-def choose(
-  blocking: Blocking,
-  objective: objectives.Objective,
-  *,
-  rows: int,
-  length: int,
-  dim: int,
-  platform: str,
-) -> Blocks:
-  """Chunk rows and order for `rows` of a global batch of `length` on a device.
-
-  Raises:
-    ValueError: for an order whose index bits do not fit or that this platform or
-      objective does not have, and for a chunk or a budget of nothing.
-  """
-  backend = _order(blocking.order, objective, length, platform)
-  slow = platform == "cpu" and backend != "native"
-  chunk_floats = CPU_CHUNK_FLOATS if slow else CHUNK_FLOATS
-  chunk = blocking.chunk_rows
-  if blocking.memory_mib < 1:
-    raise ValueError(f"memory_mib must be at least 1, got {blocking.memory_mib}.")
-  if chunk is None:
-    most = CPU_MOST_ROWS if platform == "cpu" else MOST_ROWS
-    fit = blocking.memory_mib * MIB // (4 * chunk_floats * length)
-    chunk = _rows_within(min(fit, most, rows), rows)
-  elif chunk < 1:
-    raise ValueError(f"chunk_rows must be at least 1, got {chunk}; None chooses it.")
-  chunk = min(chunk, rows)
-  floats = chunk_floats * chunk * length + BATCH_FLOATS * length * dim
-  return Blocks(chunk, backend, platform != "tpu", 4 * floats)
-
-
-def _order(
-  wanted: Order, objective: objectives.Objective, length: int, platform: str
-) -> order.Backend | native.Backend:
-  """`auto` resolved, and the others checked."""
-  whole = objective.top_k is None or objective.top_k >= length
-  has_kernel = objective.ranks and objective.eps is None and whole
-  if wanted == "native":
-    if platform != "cpu":
-      raise ValueError(
-        f'order="native" is a CPU kernel, got {platform}; use order="auto".'
-      )
-    if objective.ranks and not has_kernel:
-      raise ValueError(
-        'order="native" can rank neither by eps nor the top_k alone; use order="auto".'
-      )
-    return "native"
-  elif wanted != "auto":
-    order.check(wanted, length)
-    return wanted
-  elif platform == "cpu" and has_kernel and length >= NATIVE_LENGTH:
-    return "native" if native.available() else order.default(length)
-  return order.default(length)
 
 
 def evaluate(
@@ -134,7 +32,7 @@ def evaluate(
   bias: Float[Array, ""] | None = None,
   rank_weight: Float[Array, ""] | float = 1.0,
   tie_key: PRNGKeyArray | None = None,
-  ids: Int[Array, " rows"] | None = None,
+  ids: Int[Array, " rows"] | Int[Array, "rows kinds"] | None = None,
   axis_name: Hashable | Sequence[Hashable] | None = None,
   blocking: Blocking = AUTOMATIC,
   platform: str | None = None,
@@ -142,22 +40,26 @@ def evaluate(
   """`plain.evaluate`, in memory linear in the batch.
 
   Args:
-    objective, image, text, log_scale, bias, rank_weight, tie_key, ids, axis_name: as
-      there. Only the loss has a gradient, not its terms. The scores of one list, cosines
-      times the scale, may lie `listwise.MAX_RANGE` apart: a scale of 155 for embeddings
-      of norm 1. Beyond that the loss is not finite.
+    objective, image, text, log_scale, bias, rank_weight, tie_key, ids: as there. Only the
+      loss has a gradient, not its terms. The scores of one list, cosines times the scale,
+      may lie `listwise.MAX_RANGE` apart: a scale of 140 for embeddings of norm 1. Beyond
+      that gradients are wrong, and then nothing is finite.
+    axis_name: as there, inside a `shard_map` that keeps its check_vma and spreads the
+      rows over all of these axes: without it jax cannot know that a gradient is one
+      device's share, and one taken outside would be too small by the number of devices.
     blocking: how the work is cut.
     platform: "cpu", "gpu" or "tpu", where it will run; None is JAX's default.
 
   Raises:
-    ValueError: as `plain.evaluate` and `choose`, and for a temperature at which the
-      exponentials of one list leave float32.
+    ValueError: as `plain.evaluate` and `choose`, for a temperature at which the
+      exponentials of one list leave float32, and for a `shard_map` without check_vma.
   """
   terms.check(objective, image, text, bias, tie_key)
   if objective.ranks:
     listwise.check_scale(objective.log_scale_range[1])
   (rows, dim), devices = image.shape, 1
   if axis_name is not None:
+    manual.check_spread(image, text, axis_name)
     devices = jax.lax.axis_size(axis_name)
   blocks = choose(
     blocking,
@@ -187,7 +89,7 @@ class _Context(NamedTuple):
 
   rank_weight: Float[Array, ""]
   tie_key: PRNGKeyArray | None
-  ids: Int[Array, " rows"] | None
+  ids: Int[Array, " rows"] | Int[Array, "rows kinds"] | None
 
 
 def _value_and_gradient(job, params, context):
@@ -318,13 +220,6 @@ def _over_chunks(
 def _padded(x: Array, length: int) -> Array:
   """Rows of zeros: of weight 0, they add nothing."""
   return jnp.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))
-
-
-def _rows_within(most: int, rows: int) -> int:
-  """At most so many rows, at least one, and preferably a divisor of `rows`."""
-  most = max(most, 1)
-  divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
-  return divisor if 2 * divisor >= most else most
 
 
 def _tell(objective: objectives.Objective, blocks: Blocks, length: int) -> None:

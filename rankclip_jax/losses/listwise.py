@@ -19,9 +19,10 @@ from jaxtyping import Array, Bool, Float
 
 from rankclip_jax.losses import native, order, ranking
 
-# The scores of one list may differ by this much: exp(310 / 4) and a sum of 2^16 of its
-# kind are below the largest float32. A scale of 100 needs 200.
-MAX_RANGE = 310.0
+# The scores of one list may differ by this much. A sum of 2^20 exponentials as large as
+# exp(280 / 4) is a float32, and so is its reciprocal times the smallest mu, 1 / ln(2^20):
+# of what is below 1e-38, devices make zero. A scale of 100 needs 200.
+MAX_RANGE = 280.0
 
 
 def check_scale(log_scale: float) -> None:
@@ -34,7 +35,8 @@ def check_scale(log_scale: float) -> None:
   if log_scale > limit:
     raise ValueError(
       f"log_scale_range must stay below {limit:.2f} (a scale of {MAX_RANGE / 2:.0f}), "
-      f"got {log_scale:.2f}: the exponentials of one list would leave float32."
+      f"got {log_scale:.2f}: the exponentials of one list, or their reciprocals, would "
+      "leave float32."
     )
 
 

@@ -114,8 +114,8 @@ def named(name: str, **changes: Any) -> Objective:
   """The preset called `name`, with those of its fields changed that are not None.
 
   Raises:
-    ValueError: for an unknown name, an option of terms that are switched off, or a
-      temperature that the first clamp would change.
+    ValueError: for an unknown name, an option of terms that are switched off, lists of no
+      positions, or a temperature that the first clamp would change.
   """
   if name not in PRESETS:
     close = difflib.get_close_matches(name, PRESETS, n=1)
@@ -128,6 +128,7 @@ def named(name: str, **changes: Any) -> Objective:
       f"The objective {name!r} ranks nothing, so {', '.join(idle)} would do nothing; "
       "choose rankclip, or set cross_modal_weight or in_modal_weight."
     )
+  check_top_k(changed)
   low, high = (math.exp(x) for x in changed.log_scale_range)
   if not low * (1 - 1e-6) <= changed.initial_scale <= high * (1 + 1e-6):
     raise ValueError(
@@ -135,6 +136,16 @@ def named(name: str, **changes: Any) -> Objective:
       f"temperature is kept, got {changed.initial_scale:.4g}."
     )
   return changed
+
+
+def check_top_k(objective: Objective) -> None:
+  """Refuses lists of no positions.
+
+  Raises:
+    ValueError: naming what came.
+  """
+  if objective.top_k is not None and objective.top_k < 1:
+    raise ValueError(f"top_k must be at least 1, got {objective.top_k}; None is all.")
 
 
 def rank_weight(

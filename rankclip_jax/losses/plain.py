@@ -19,7 +19,7 @@ def evaluate(
   bias: Float[Array, ""] | None = None,
   rank_weight: Float[Array, ""] | float = 1.0,
   tie_key: PRNGKeyArray | None = None,
-  ids: Int[Array, " rows"] | None = None,
+  ids: Int[Array, " rows"] | Int[Array, "rows kinds"] | None = None,
   axis_name: Hashable | Sequence[Hashable] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """The loss over the global batch, and every term of it by name.
@@ -35,7 +35,8 @@ def evaluate(
     rank_weight: w, see `objective.rank_weight`; it carries no gradient.
     tie_key: one key for the whole batch; needed when ties are random.
     ids: what a row shows. Other rows of the same id are no negatives of it and no part of
-      its lists. None is all different.
+      its lists; with several kinds of ids, those that agree in any. None is all
+      different.
     axis_name: mesh axes over which rows are spread. Embeddings are gathered with their
       gradient and every device computes only its own rows of the similarity matrices.
       Differentiate around `shard_map`; a gradient taken inside it needs its check_vma,

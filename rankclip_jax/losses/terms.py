@@ -23,7 +23,7 @@ class Items(NamedTuple):
 
   image: Float[Array, "length dim"]
   text: Float[Array, "length dim"]
-  ids: Int[Array, " length"] | None
+  ids: Int[Array, " length"] | Int[Array, "length kinds"] | None
 
 
 def names(
@@ -137,8 +137,13 @@ def _where(rows: Items, columns: Items, positive: Array) -> Array | None:
   """Which columns exist for a row: itself, and all that show something else."""
   if rows.ids is None or columns.ids is None:
     return None
-  itself = positive[:, None] == jnp.arange(columns.ids.shape[0])[None]
-  return itself | (rows.ids[:, None] != columns.ids[None])
+  length = columns.ids.shape[0]
+  itself = positive[:, None] == jnp.arange(length)[None]
+  same = jnp.zeros_like(itself)
+  here, there = (x.reshape(x.shape[0], -1) for x in (rows.ids, columns.ids))
+  for kind in range(here.shape[1]):  # all at once would be rows x batch x kinds
+    same |= here[:, kind, None] == there[None, :, kind]
+  return itself | ~same
 
 
 def check(objective, image, text, bias, tie_key) -> None:
@@ -154,8 +159,7 @@ def check(objective, image, text, bias, tie_key) -> None:
       'or use ties="index" and anchor_stride=1.'
     )
   check_anchors(objective, image.shape[0])
-  if objective.top_k is not None and objective.top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {objective.top_k}; None is all.")
+  objectives.check_top_k(objective)
   if (objective.contrastive == "sigmoid") != (bias is not None):
     raise ValueError(
       "The sigmoid loss takes a bias and the softmax loss none, got "

@@ -99,6 +99,7 @@ def test_batches_are_plain_arrays():
       "image": ((4, 8, 8, 3), np.uint8),
       "tokens": ((4, 8), np.int32),
       "id": ((4,), np.int32),
+      "replaced": ((4,), np.int32),
     }
     assert all(type(a) is np.ndarray and a.flags.c_contiguous for a in batch.values())
 

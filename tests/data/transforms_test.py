@@ -81,6 +81,57 @@ def test_any_extent_gives_a_square(height, width, size, seed):
     assert out.dtype == np.uint8
 
 
+def _long_pictures():
+  """Of every mode, in both directions, with extents that divide each other and do not."""
+  rng = np.random.default_rng(0)
+  for mode in ("RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"):
+    for short, long in ((1, 60), (1, 333), (3, 125), (5, 191), (13, 600)):
+      bands = [Image.fromarray(rng.integers(0, 256, (long, short), np.uint8))
+               for _ in Image.new(mode, (1, 1)).getbands()]  # fmt: skip
+      picture = Image.merge(mode, bands)
+      yield from (picture, picture.transpose(Image.Transpose.TRANSPOSE))
+
+
+@pytest.mark.parametrize("size", [14, 32, 51])
+def test_the_middle_of_a_long_picture_is_that_of_the_whole(monkeypatch, size):
+  """Bit by bit what Pillow makes of the middle when it enlarges the whole strip."""
+  for picture in _long_pictures():
+    with monkeypatch.context() as patch:
+      patch.setattr(transforms, "_WHOLE", 10**9)
+      whole = transforms.resize_center_crop(picture, size)
+    out = transforms.resize_center_crop(picture, size)
+    np.testing.assert_array_equal(out, whole, err_msg=f"{picture.mode} {picture.size}")
+    assert out.std() > 1
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_the_middle_of_a_long_palette_picture_is_its_nearest_pixels(mode):
+  strip = np.zeros((1, 4001), np.uint8)
+  strip[:, 2000:] = 1
+  picture = Image.fromarray(strip * 255).convert(mode)
+  out = transforms.resize_center_crop(picture, 16)
+  # The middle of 4001 is within the pixel 2000, the first that is white.
+  assert out[..., 0].tolist() == [[255] * 16] * 16
+  tall = picture.transpose(Image.Transpose.TRANSPOSE)
+  np.testing.assert_array_equal(transforms.resize_center_crop(tall, 16), out)
+
+
+@pytest.mark.parametrize("width, height", [(1, 65535), (65535, 1), (2, 400_000)])
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_long_thin_pictures_need_no_memory(monkeypatch, width, height, mode):
+  """Enlarged whole, the first of them would take 10 GiB."""
+  resize = Image.Image.resize
+
+  def bounded(picture, size, *arguments, **options):
+    assert size[0] * size[1] < 224 * 1000
+    return resize(picture, size, *arguments, **options)
+
+  monkeypatch.setattr(Image.Image, "resize", bounded)
+  out = transforms.resize_center_crop(Image.new(mode, (width, height), 7), 224)
+  assert out.shape == (224, 224, 3)
+  assert len(np.unique(out.reshape(-1, 3), axis=0)) == 1
+
+
 def test_random_resized_crop_is_decided_by_the_generator():
   image = _picture(40, 50)
   crops = [

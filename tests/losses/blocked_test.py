@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from rankclip_jax.losses import blocked, native, order, plain, terms
+from rankclip_jax.losses import blocked, blocking, order, plain, terms
 from rankclip_jax.losses.blocked import Blocking
 from rankclip_jax.losses.objective import PRESETS, Objective
 from tests.losses import oracle
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
   objective: Objective = RANKCLIP
   rows: int = 24
-  order: blocked.Order = "packed"
+  order: blocking.Order = "packed"
   chunk: int | None = None
   mesh: tuple[int, ...] = ()
   masked: bool = False
@@ -74,6 +74,9 @@ CASES = {
   "one pair": Case(RANKCLIP, 1),
 }
 SAME = list(CASES)[:8]  # but for the blocking
+
+
+KINDS = {name: CASES[name] for name in CASES if "masked" in name or name == "siglip"}
 
 
 def value_and_grad(evaluate, case, **options):
@@ -175,6 +178,22 @@ def test_equals_float64(case, ties, scale):
   expected = exactly(case, params, ids)
   assert_close(actual[:2], expected[:2])
   assert_close(actual[2], expected[2], rtol)
+
+
+@pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
+def test_several_kinds_of_ids_mask_what_agrees_in_any(case):
+  """Not transitive: a like b in one kind and b like c in another leave a and c apart."""
+  params, ids = data(case)
+  kinds = np.stack([ids, np.arange(case.rows) // 3], axis=1)
+  expected = exactly(case, params, kinds)
+  assert_close(evaluate(case, params, kinds), expected)
+  assert_close(
+    _plain(case.objective, case.rows, True)(
+      params, jnp.float32(W), jax.random.key(0), kinds
+    )[0],
+    expected[:2],
+  )
+  assert not np.isclose(float(expected[0]), float(exactly(case, params, ids)[0]))
 
 
 PLAIN = ["one device", "8 devices", "everything, masked, 8 devices", "strided"]
@@ -350,46 +369,20 @@ def test_the_backward_pass_scales_and_terms_carry_no_gradient():
   assert np.abs(once["image"]).max() > 1e-2
 
 
-# What is chosen.
+# What it takes, says and refuses.
 
 
-def choose(
-  objective=RANKCLIP, *, rows=2048, length=2048, dim=512, platform="gpu", **options
-):
-  return blocked.choose(
-    Blocking(**options),
-    objective,
-    rows=rows,
-    length=length,
-    dim=dim,
-    platform=platform,
-  )
-
-
-@pytest.mark.parametrize(
-  "platform, order, floats",
-  [
-    ("gpu", "packed", 13),
-    ("tpu", "exact", 13),
-    ("cpu", "native", 13),
-    ("cpu", "packed", 30),
-  ],
-)
-def test_predicted_bytes_are_those_of_chunks_and_5_batches(platform, order, floats):
-  blocks = choose(chunk_rows=128, length=32768, platform=platform, order=order)
-  assert blocks.rows == 128
-  assert blocks.predicted_bytes == 4 * (floats * 128 * 32768 + 5 * 32768 * 512)
-
-
-@pytest.mark.parametrize("order, rows", [("native", 128), ("packed", 64)])
-def test_a_cpu_takes_fewer_rows(order, rows):
-  assert choose(platform="cpu", order=order, length=32768).rows == rows
-
-
-@pytest.mark.parametrize("order", ["native", "packed"])
+@pytest.mark.parametrize("order", ["native", "packed", "payload", "exact"])
 def test_a_cpu_takes_what_was_predicted(order):
   length, dim, chunk = 2048, 256, 128
-  blocks = choose(length=length, dim=dim, chunk_rows=chunk, platform="cpu", order=order)
+  blocks = blocking.choose(
+    Blocking(chunk_rows=chunk, order=order),
+    RANKCLIP,
+    rows=length,
+    length=length,
+    dim=dim,
+    platform="cpu",
+  )
   shape = jax.ShapeDtypeStruct((length, dim), jnp.float32)
   params = {"image": shape, "text": shape}
   params["log_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
@@ -399,96 +392,6 @@ def test_a_cpu_takes_what_was_predicted(order):
   compiled: Any = run.lower(params, one, key, None).compile()
   temp = compiled.memory_analysis().temp_size_in_bytes
   assert 0.5 * blocks.predicted_bytes < temp <= blocks.predicted_bytes
-
-
-@pytest.mark.parametrize(
-  "memory_mib, length, rows",
-  [
-    (256, 2048, blocked.MOST_ROWS),  # 256 MiB / (4 * 13 * 2048) = 2520 rows would fit
-    (256, 16384, 256),  # 315
-    (64, 16384, 64),  # 78
-    (256, 65536, 64),  # 78
-    (1, 65536, 1),  # not even one, but there has to be one
-  ],
-)
-def test_chunks_shrink_as_the_batch_grows(memory_mib, length, rows):
-  assert choose(memory_mib=memory_mib, length=length).rows == rows
-
-
-@pytest.mark.parametrize(
-  "rows, most, chosen",
-  [(24, 100, 24), (24, 11, 8), (24, 23, 12), (26, 12, 12), (23, 22, 22), (23, 1, 1)],
-)
-def test_a_divisor_is_preferred_unless_it_is_below_half(rows, most, chosen):
-  """The most rows that fit into 1 MiB are set by the length."""
-  length = 2**20 // (4 * 13 * most)
-  assert choose(rows=rows, length=length, memory_mib=1).rows == chosen
-
-
-def test_given_chunks_are_kept_and_no_larger_than_the_batch():
-  assert choose(chunk_rows=7, rows=24).rows == 7
-  assert choose(chunk_rows=700, rows=24).rows == 24
-
-
-@pytest.mark.parametrize(
-  "length, platform, order",
-  [
-    (2**16, "gpu", "packed"),
-    (2**16 + 1, "gpu", "exact"),
-    (2**16, "tpu", "packed"),
-    (511, "cpu", "packed"),
-    (512, "cpu", "native"),
-    (2**16 + 1, "cpu", "native"),
-  ],
-)
-def test_auto_order(length, platform, order):
-  assert choose(length=length, platform=platform).order == order
-
-
-@pytest.mark.parametrize(
-  "changes, length, order",
-  [
-    ({"eps": 1e-10}, 2048, "packed"),
-    ({"eps": 1e-10}, 2**16 + 1, "exact"),
-    ({"top_k": 2047}, 2048, "packed"),
-  ],
-)
-def test_what_the_kernel_cannot_rank(changes, length, order):
-  objective = dataclasses.replace(RANKCLIP, **changes)
-  assert choose(objective, length=length, platform="cpu").order == order
-  with pytest.raises(ValueError, match='neither by eps nor the top_k.*use order="auto"'):
-    choose(objective, length=length, platform="cpu", order="native")
-
-
-def test_a_top_k_of_the_whole_list_is_no_top_k():
-  objective = dataclasses.replace(RANKCLIP, top_k=2048)
-  assert choose(objective, platform="cpu").order == "native"
-
-
-def test_the_kernel_is_not_built_for_objectives_that_rank_nothing(monkeypatch):
-  monkeypatch.setattr(native, "available", lambda: pytest.fail("built"))
-  assert choose(PRESETS["clip"], platform="cpu").order == "packed"
-
-
-def test_auto_order_without_a_compiler(monkeypatch):
-  monkeypatch.setattr(native, "available", lambda: False)
-  assert choose(platform="cpu").order == "packed"
-  assert choose(platform="cpu", length=2**16 + 1).order == "exact"
-
-
-@pytest.mark.parametrize(
-  "options, message",
-  [
-    ({"memory_mib": 0}, "memory_mib must be at least 1, got 0"),
-    ({"chunk_rows": 0}, "chunk_rows must be at least 1, got 0; None chooses it"),
-    ({"order": "native"}, 'a CPU kernel, got gpu; use order="auto"'),
-    ({"order": "packed", "length": 65537}, "of 65536, got .* 65537; use order='exact'"),
-    ({"order": "short", "length": 65537}, "of 65536, got .* 65537; use order='exact'"),
-  ],
-)
-def test_what_cannot_be_is_refused(options, message):
-  with pytest.raises(ValueError, match=message):
-    choose(**options)
 
 
 def test_evaluate_refuses_a_hot_temperature_and_bad_shapes():
@@ -507,6 +410,46 @@ def test_evaluate_refuses_a_hot_temperature_and_bad_shapes():
     run(RANKCLIP, jnp.ones((2, 3)))
   with pytest.raises(ValueError, match="top_k must be at least 1, got 0; None is all"):
     run(dataclasses.replace(RANKCLIP, top_k=0), jnp.ones((4, 3)))
+
+
+def test_top_k_needs_no_room_for_an_index():
+  """It never packs one, so no list is too long."""
+  rows = jnp.ones((2**16 + 1, 2))
+  run = functools.partial(
+    blocked.evaluate,
+    dataclasses.replace(RANKCLIP, top_k=3),
+    log_scale=jnp.float32(0.0),
+    blocking=Blocking(chunk_rows=8, order="packed"),
+  )
+  loss, _ = jax.eval_shape(lambda key: run(rows, rows, tie_key=key), jax.random.key(0))
+  assert loss.shape == ()
+
+
+@pytest.mark.parametrize(
+  "mesh, spread, check_vma, message",
+  [
+    ((8,), ("data",), False, r"axes \('data',\).* all along \('data',\).*its check_vma"),
+    ((2, 4), ("data", "fsdp"), False, r"all along \('data', 'fsdp'\)"),
+    ((2, 4), ("data",), True, r"all along \('fsdp',\).*in its in_specs"),
+  ],
+)
+def test_a_shard_map_that_would_lose_gradients_is_refused(
+  mesh, spread, check_vma, message
+):
+  """Without check_vma they came out too small by the number of devices, unnoticed."""
+  axes = ("data", "fsdp")[: len(mesh)]
+  devices = jax.make_mesh(mesh, axes, (jax.sharding.AxisType.Auto,) * len(axes))
+
+  def run(image, text):
+    return blocked.evaluate(
+      RANKCLIP, image, text, log_scale=jnp.float32(1.0), tie_key=KEY, axis_name=axes
+    )[0]
+
+  sharded = jax.shard_map(
+    run, mesh=devices, in_specs=P(spread), out_specs=P(), check_vma=check_vma
+  )
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(jax.grad(sharded), *[jnp.ones((16, 4))] * 2)
 
 
 def test_the_choice_is_logged(caplog):

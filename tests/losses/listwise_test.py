@@ -307,6 +307,25 @@ def test_the_largest_range_of_the_longest_list_is_finite(backend):
   assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("length", [2**16, 2**20])
+@pytest.mark.parametrize("decay", ["none", "log"])
+@pytest.mark.parametrize("kind", ["top", "half"])
+def test_the_largest_range_of_long_lists_is_right(length, decay, kind):
+  """Nearly all at the top: the largest sums, and weights whose reciprocals are small."""
+  half = listwise.MAX_RANGE / 2
+  scores = np.full((1, length), half, np.float32)
+  scores[0, slice(-1, None) if kind == "top" else slice(0, None, 2)] = -half
+  reference = -np.arange(length, dtype=np.float32)[None]
+  expected = oracle.nll_and_gradient_of_long(scores[0], reference[0], decay=decay)
+  nll, gradient = nll_and_gradient(
+    Options(decay=decay, backend="exact"), scores, reference
+  )
+  # Without optimisations, see conftest, a sum's float32 terms are added one by one.
+  np.testing.assert_allclose(nll[0], expected[0], rtol=5e-5)
+  off = np.linalg.norm(gradient[0] - expected[1])
+  assert off < 1e-6 * np.linalg.norm(expected[1])
+
+
 def test_native_takes_lists_of_any_length_whatever_the_form():
   """The forms that the kernel leaves to XLA need an order with room for the index."""
   lists = jax.ShapeDtypeStruct((2, 2**16 + 1), jnp.float32)

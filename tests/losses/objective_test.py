@@ -518,6 +518,14 @@ def test_named_changes_what_is_given():
   assert objectives.named("rankclip_released", eps=None).eps == 1e-10  # None: unchanged
 
 
+@pytest.mark.parametrize("top_k", [0, -3])
+def test_named_refuses_lists_of_no_positions(top_k):
+  """Before anything is traced: `plan.make` calls it."""
+  message = f"top_k must be at least 1, got {top_k}; None is all."
+  with pytest.raises(ValueError, match=message):
+    objectives.named("rankclip", top_k=top_k)
+
+
 def test_named_suggests_a_name():
   with pytest.raises(ValueError, match="'rankclp'; there are rankclip, .* mean rankclip"):
     objectives.named("rankclp")

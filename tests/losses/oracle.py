@@ -51,29 +51,48 @@ def nll_and_gradient(
   return value, gradient
 
 
-def consistency(a, b, **options):
+def consistency(a, b, *, long=False, **options):
   """The mean over positions and both directions of one pair of lists; gradients."""
-  of_a, a_bar = nll_and_gradient(a, b, **options)
-  of_b, b_bar = nll_and_gradient(b, a, **options)
+  nll = nll_and_gradient_of_long if long else nll_and_gradient
+  of_a, a_bar = nll(a, b, **options)
+  of_b, b_bar = nll(b, a, **options)
   where, top_k = options.get("where"), options.get("top_k")
   items = len(a) if where is None else int(np.sum(where))
   half = 0.5 / min(items, top_k or items)
   return half * (of_a + of_b), half * a_bar, half * b_bar
 
 
-def objective(objective, params, *, w=1.0, ids=None, place=None, first=None):
+def nll_and_gradient_of_long(scores, reference, *, decay="none", place=None):
+  """As `nll_and_gradient`, whose time grows with the square of the length."""
+  place = np.arange(len(reference)) if place is None else place
+  order = np.lexsort((place, -reference))
+  p = np.asarray(scores, float)[order]
+  k = np.arange(1, len(p) + 1)
+  mu = np.ones(len(p)) if decay == "none" else 1.0 / np.log(k + 1)
+  log_mass = np.logaddexp.accumulate(p[::-1])[::-1]
+  gradient = np.empty(len(p))
+  gradient[order] = np.exp(p + np.logaddexp.accumulate(np.log(mu) - log_mass)) - mu
+  return mu @ (log_mass - p), gradient
+
+
+def objective(objective, params, *, w=1.0, ids=None, place=None, first=None, long=False):
   """Loss, terms and gradients of an `Objective` over the whole batch.
 
   Args:
     w: the rank weight.
-    ids: what a row shows; other rows of the same id do not exist for it.
+    ids: what a row shows; other rows of the same id do not exist for it, and with several
+      kinds of ids [rows, kinds] those that agree in any.
     place: an order of the items by which ties go; None is the index.
     first: the first anchor, where anchor_stride > 1.
+    long: in time N^2 log N, for whole lists without ids or eps.
   """
   params = {k: np.asarray(v, float) for k, v in params.items()}
   v, t, s = params["image"], params["text"], np.exp(params["log_scale"])
   n, eye = len(v), np.eye(len(v), dtype=bool)
-  where = np.ones((n, n), bool) if ids is None else eye | (ids[:, None] != ids)
+  where = np.ones((n, n), bool)
+  if ids is not None:
+    kinds = np.reshape(ids, (n, -1))
+    where = eye | ~(kinds[:, None] == kinds[None]).any(-1)
   cosine = {"it": v @ t.T, "ti": t @ v.T, "ii": v @ v.T, "tt": t @ t.T}
   by_cosine, by_logits = ({k: np.zeros((n, n)) for k in cosine} for _ in range(2))
   terms, bar = {}, {}
@@ -99,14 +118,11 @@ def objective(objective, params, *, w=1.0, ids=None, place=None, first=None):
     if weight := getattr(objective, f"{name}_weight"):
       stride, values = objective.anchor_stride, np.zeros(n)
       for i in range(first or 0, n, stride):
+        options: dict[str, Any] = dict(decay=objective.decay, place=place)
+        if not long:
+          options |= dict(top_k=objective.top_k, eps=objective.eps, where=where[i])
         values[i], x_bar, y_bar = consistency(
-          s * cosine[x][i],
-          s * cosine[y][i],
-          decay=objective.decay,
-          top_k=objective.top_k,
-          eps=objective.eps,
-          where=where[i],
-          place=place,
+          s * cosine[x][i], s * cosine[y][i], long=long, **options
         )
         by_logits[x][i] += w * weight * stride / n * x_bar
         by_logits[y][i] += w * weight * stride / n * y_bar

@@ -1,0 +1,142 @@
+"""Rows of training batches: an example read, drawn from, and replaced if it is bad."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from rankclip_jax.data.order import Order
+from rankclip_jax.data.source import BadExample, Example, Source
+from rankclip_jax.data.tokenizer import END_OF_TEXT, Tokenizer
+from rankclip_jax.data.views import View
+
+Batch = dict[str, np.ndarray]
+Same = Literal["none", "picture", "caption", "either"]
+
+_KINDS: dict[Same, int] = {"none": 0, "picture": 1, "caption": 1, "either": 2}
+# So many bad examples in a row are no accident.
+_MOST_SUBSTITUTES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Makes the rows at given positions of training, wherever it is asked for them.
+
+  Attributes:
+    source: of the examples.
+    order: what stands where.
+    view: what becomes of a picture.
+    tokenizer: what becomes of a caption.
+    seed: of crops, captions and substitutes.
+    same: what is noted of rows for the masks of the loss, see `train_batches`.
+    on_bad: told of every bad example, which is then replaced by another; None raises.
+  """
+
+  source: Source
+  order: Order
+  view: View
+  tokenizer: Tokenizer
+  seed: int
+  same: Same = "none"
+  on_bad: Callable[[BadExample], None] | None = None
+
+  def empty(self, rows: int) -> Batch:
+    """A batch for `fill`; see `pipeline.train_batches`."""
+    size, kinds = self.view.size, _KINDS[self.same]
+    batch = {
+      "image": np.empty((rows, size, size, 3), np.uint8),
+      "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
+      "id": np.empty(rows, np.int32),
+      "replaced": np.empty(rows, np.int32),
+    }
+    return batch | ({"same": np.empty((rows, kinds), np.int32)} if kinds else {})
+
+  def fill(self, batch: Batch, rows: range, first: int) -> None:
+    """Writes `rows` of a batch whose row 0 stands at position `first`."""
+    for row in rows:
+      image, tokens = batch["image"][row], batch["tokens"][row]
+      index, replaced, example = self._fill(first + row, image, tokens)
+      batch["id"][row], batch["replaced"][row] = index, replaced
+      if self.same != "none":
+        batch["same"][row] = _hashes(self.same, example, tokens)
+
+  def _fill(
+    self, position: int, image: np.ndarray, tokens: np.ndarray
+  ) -> tuple[int, int, Example]:
+    """Writes one row; returns its example's index, how many were bad, and the example."""
+    index, visit = self.order[position]
+    rng = None
+    for replaced in range(_MOST_SUBSTITUTES + 1):
+      try:
+        example = self.source[index]
+        self._draw(example, visit, index, image, tokens)
+        return index, replaced, example
+      except BadExample as bad:
+        if self.on_bad is None:
+          raise
+        self.on_bad(bad)
+        if replaced == _MOST_SUBSTITUTES:
+          raise ValueError(
+            f"{replaced + 1} examples in a row could not be used; the last one: {bad}"
+          ) from bad
+        if rng is None:  # by the place's own draw, not by who asks when
+          rng = np.random.default_rng((self.seed, visit, index, 1))
+        index = self.order.substitute(index, rng)
+    raise AssertionError("unreachable")
+
+  def _draw(self, example, visit, index, image, tokens) -> None:
+    if isinstance(example.image, np.ndarray):
+      _check_pixels(example)
+    rng = np.random.default_rng((self.seed, visit, index))
+    tokens[:] = _draw_caption(example, rng, self.tokenizer)
+    self.view.fill(image, example, rng)
+
+
+def _check_pixels(example: Example) -> None:
+  image = example.image
+  assert isinstance(image, np.ndarray)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    raise ValueError(
+      f"the image of example {example.key!r} must be uint8 [height, width, 3], got"
+      f" {image.dtype} {list(image.shape)}: convert it with transforms.to_rgb"
+    )
+
+
+def _draw_caption(
+  example: Example, rng: np.random.Generator, tokenizer: Tokenizer
+) -> np.ndarray:
+  """Returns the ids [length] of one of the captions, each as likely as the others."""
+  where = {"key": example.key, "shard": example.shard}
+  if not example.captions:
+    raise BadExample(
+      f"example {example.key!r} has no caption: give it one or drop it",
+      reason="missing caption",
+      **where,
+    )
+  caption = example.captions[rng.integers(len(example.captions))]
+  tokens = tokenizer([caption])[0]
+  if tokens[1] == END_OF_TEXT:
+    raise BadExample(
+      f"a caption of example {example.key!r} is empty after cleaning, got {caption!r}:"
+      " drop it from the source",
+      reason="empty caption",
+      **where,
+    )
+  return tokens
+
+
+def _hashes(same: Same, example: Example, tokens: np.ndarray) -> np.ndarray:
+  """Int32 [kinds]: rows that share a number of one kind show the same.
+
+  32 bits: among 65,536 different pictures one pair in two billion shares a number by
+  chance, and is masked.
+  """
+  numbers = []
+  if same in ("picture", "either"):
+    name = f"{example.shard}\0{example.key}"  # keys may begin anew in every shard
+    numbers.append(zlib.crc32(name.encode(errors="surrogateescape")))
+  if same in ("caption", "either"):
+    numbers.append(zlib.crc32(tokens.tobytes()))
+  return np.array(numbers, np.uint32).view(np.int32)

@@ -1,0 +1,95 @@
+import concurrent.futures
+import json
+import pickle
+
+import pytest
+
+from rankclip_jax.data.bad_examples import Allowance, BadExamples
+from rankclip_jax.data.source import BadExample, Loss
+
+
+def bad(key, reason="undecodable picture", shard="a.tar"):
+  return BadExample(f"{key} is damaged", key=key, reason=reason, shard=shard)
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_bad_example_has_one_line(tmp_path):
+  note = BadExamples(tmp_path / "bad.jsonl")
+  assert note.summary() == ""
+  for key in ("1", "2", "1", "1"):
+    note(bad(key))
+  note(bad("1", shard="b.tar"))
+  found = [(line["shard"], line["key"]) for line in lines(note.path)]
+  assert found == [("a.tar", "1"), ("a.tar", "2"), ("b.tar", "1")]
+  assert lines(note.path)[0] == {
+    "shard": "a.tar",
+    "key": "1",
+    "reason": "undecodable picture",
+    "detail": "1 is damaged",
+  }
+
+
+def test_a_run_that_goes_on_notes_nothing_twice(tmp_path):
+  path = tmp_path / "bad.jsonl"
+  BadExamples(path)(bad("1"))
+  with path.open("a") as file:
+    file.write('{"shard": "a.ta')  # a crash
+  again = BadExamples(path)
+  again(bad("1"))
+  again(bad("2"))
+  assert [line["key"] for line in again.lines()] == ["1", "2"]
+  copy = pickle.loads(pickle.dumps(again))
+  copy(bad("2"))
+  assert len(list(copy.lines())) == 2
+
+
+def test_threads_share_the_file(tmp_path):
+  note = BadExamples(tmp_path / "bad.jsonl")
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(note, [bad(str(i % 50)) for i in range(400)]))
+  assert sorted(int(line["key"]) for line in lines(note.path)) == list(range(50))
+
+
+def test_the_summary_counts_by_reason_and_shard(tmp_path):
+  note = BadExamples(tmp_path / "bad.jsonl")
+  note.lost([Loss("b.tar", "truncated shard", "ends at byte 700", 12)])
+  for key in "123":
+    note(bad(key))
+  note(bad("4", "missing picture", "b.tar"))
+  text = note.summary()
+  assert "3 undecodable picture" in text
+  assert "1 missing picture" in text
+  assert "1 truncated shard" in text
+  assert "3 in a.tar, 2 in b.tar" in text
+  assert lines(note.path)[0]["count"] == 12
+
+
+def test_odd_keys_are_written(tmp_path):
+  note = BadExamples(tmp_path / "bad.jsonl")
+  note(bad('caf\udce9/\u732b "quoted"\n'))
+  (line,) = note.lines()
+  assert "\u732b" in line["key"]
+
+
+def test_a_few_bad_examples_stop_nothing():
+  allowance = Allowance(0.01, "bad.jsonl")
+  allowance.count(4, 4)
+  allowance.count(4, 6)
+  with pytest.raises(ValueError, match=r"11 of 23 .* bad\.jsonl"):
+    allowance.count(4, 1)
+
+
+def test_the_share_is_of_all_that_was_read():
+  allowance = Allowance(0.01, "bad.jsonl")
+  for _ in range(100):
+    allowance.count(99, 1)
+  with pytest.raises(ValueError, match="allows 1.0%"):
+    allowance.count(98, 2)
+
+
+def test_none_may_mean_none():
+  with pytest.raises(ValueError, match="1 of 5"):
+    Allowance(0.0, "bad.jsonl").count(4, 1)
