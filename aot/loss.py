@@ -20,52 +20,71 @@ from rankclip_jax.losses import blocked
 from rankclip_jax.losses import objective as objectives
 
 DIM = 512  # of CLIP's B models
-OBJECTIVE = objectives.PRESETS["rankclip"]
+KINDS = 2  # of ids, where there are some
+RANKCLIP = objectives.PRESETS["rankclip"]
+OBJECTIVES = {
+  "rankclip": RANKCLIP,
+  # Every term, with decay, and with ids.
+  "everything": dataclasses.replace(
+    RANKCLIP, decay="log", cyclic_cross_modal_weight=0.25, cyclic_in_modal_weight=0.25
+  ),
+  "top16": dataclasses.replace(RANKCLIP, top_k=16),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Where and for how many pairs the loss is compiled; `batch` is global."""
+  """Where, of which objective and for how many pairs the loss is compiled.
+
+  Attributes:
+    target, devices: of `targets.TARGETS`.
+    batch: global.
+    objective: of `OBJECTIVES`.
+  """
 
   target: str
   devices: int
   batch: int
+  objective: str = "rankclip"
 
   @property
   def rows(self) -> int:
     """Of one device."""
     return self.batch // self.devices
 
+  @property
+  def blocks(self) -> blocked.Blocks:
+    """What the loss chooses itself."""
+    return blocked.choose(
+      blocked.AUTOMATIC,
+      OBJECTIVES[self.objective],
+      rows=self.rows,
+      length=self.batch,
+      dim=DIM,
+      platform={"h100": "gpu", "tpu_v5e": "tpu"}[self.target],
+    )
+
   def __str__(self) -> str:
-    return f"{self.target}-{self.devices}-{self.batch}"
+    name = f"{self.target}-{self.devices}-{self.batch}"
+    return name if self.objective == "rankclip" else f"{name}-{self.objective}"
 
 
 BATCHES = (512, 2048, 8192, 32768, 65536)
 CASES = [
   *[Case("h100", devices, batch) for devices in (1, 8) for batch in BATCHES],
-  # Two alone: TPUs' compiler takes longer over one than H100s' over five.
-  *[Case("tpu_v5e", 8, batch) for batch in (8192, 65536)],
+  *[Case("h100", 8, 32768, name) for name in ("everything", "top16")],
+  # A few alone, because TPUs' compiler takes up to 150 s of CPU over one, H100s' about 8.
+  *[Case("tpu_v5e", devices, 512) for devices in (1, 8)],
+  Case("tpu_v5e", 8, 65536),
 ]
 
 
-def chunk_rows(case: Case, platform: str) -> int:
-  """C, how many of a device's rows the loss takes at once: what it chooses itself."""
-  return blocked.choose(
-    blocked.AUTOMATIC,
-    OBJECTIVE,
-    rows=case.rows,
-    length=case.batch,
-    dim=DIM,
-    platform=platform,
-  ).rows
-
-
-def abstract_loss(mesh: Mesh, batch: int):
+def abstract_loss(mesh: Mesh, case: Case):
   """The loss and its three gradients, jitted, and the shapes of its arguments."""
 
-  def loss(image, text, log_scale):
+  def loss(image, text, log_scale, ids):
     value, _ = step.global_loss(
-      OBJECTIVE,
+      OBJECTIVES[case.objective],
       mesh,
       image,
       text,
@@ -73,17 +92,21 @@ def abstract_loss(mesh: Mesh, batch: int):
       bias=None,
       rank_weight=jnp.float32(1.0),
       tie_key=jax.random.key(0),
+      ids=ids,
     )
     return value
 
   rows, whole = sharding.over_batch(mesh), sharding.replicated(mesh)
-  embeddings = jax.ShapeDtypeStruct((batch, DIM), jnp.float32, sharding=rows)
+  embeddings = jax.ShapeDtypeStruct((case.batch, DIM), jnp.float32, sharding=rows)
+  ids = None
+  if case.objective == "everything":
+    ids = jax.ShapeDtypeStruct((case.batch, KINDS), jnp.int32, sharding=rows)
   log_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
   gradient = jax.jit(
     jax.value_and_grad(loss, argnums=(0, 1, 2)),
     out_shardings=(whole, (rows, rows, whole)),
   )
-  return gradient, (embeddings, embeddings, log_scale)
+  return gradient, (embeddings, embeddings, log_scale, ids)
 
 
 def facts(case: Case) -> dict:
@@ -94,8 +117,8 @@ def facts(case: Case) -> dict:
   """
   target = targets.TARGETS[case.target][case.devices]()
   mesh = sharding.make_mesh(devices=target.devices)
-  loss, shapes = abstract_loss(mesh, case.batch)
-  known = {"case": str(case), "chunk": chunk_rows(case, mesh.devices.flat[0].platform)}
+  loss, shapes = abstract_loss(mesh, case)
+  known = {"case": str(case), "chunk": case.blocks.rows}
   try:
     program = targets.compile_for(target, loss, *shapes)
   except jax.errors.JaxRuntimeError as e:
@@ -128,8 +151,10 @@ def main() -> None:
   parser.add_argument("--cases", nargs="*", default=choices, metavar="target-devices-N")
   wanted = parser.parse_args().cases
   for case in wanted:
-    target, devices, batch = case.split("-")
-    print(json.dumps(facts(Case(target, int(devices), int(batch)))), flush=True)
+    target, devices, batch, *objective = case.split("-")
+    print(
+      json.dumps(facts(Case(target, int(devices), int(batch), *objective))), flush=True
+    )
 
 
 if __name__ == "__main__":

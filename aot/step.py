@@ -6,6 +6,7 @@ One JSON object a line, as soon as it is known. `tests/aot/step_test.py` runs th
 process of its own and judges the facts; `benchmarks/aot_memory.py` makes a table.
 """
 
+import argparse
 import dataclasses
 import json
 
@@ -28,17 +29,17 @@ class Case:
   fsdp: int = 1
   micro_batches: int = 1
   objective: str = "rankclip"
-  batch_norm: str = "global"
 
   def __str__(self) -> str:
-    norm = "" if self.batch_norm == "global" else f"-{self.batch_norm}"
-    return f"{self.target}-{self.devices}-{self.model}-{self.rows}{norm}"
+    remat = "" if self.remat == "none" else f"-{self.remat}"
+    return f"{self.target}-{self.devices}-{self.model}-{self.rows}{remat}"
 
 
 CASES = [
   Case("h100", "ViT-B-32", 512),
+  Case("h100", "ViT-B-32", 512, remat="dots"),
+  Case("h100", "ViT-B-16", 512, remat="dots"),
   Case("h100", "RN50", 256),
-  Case("h100", "RN50", 256, batch_norm="per_device"),
   Case("tpu_v5e", "ViT-B-32", 128),
   Case("tpu_v5e", "RN50", 64),
 ]
@@ -53,7 +54,6 @@ def compile_case(case: Case) -> targets.Program:
         "name": case.model,
         "dtype": "bfloat16",
         "remat": case.remat,
-        "batch_norm": case.batch_norm,
       },
       "objective": {"name": case.objective},
       "optim": {"micro_batches": case.micro_batches},
@@ -62,8 +62,7 @@ def compile_case(case: Case) -> targets.Program:
   mesh = sharding.make_mesh(-1, case.fsdp, target.devices)
   # Batch and length of the run do not matter here: the step is compiled for any batch.
   p = plan.make(cfg)
-  groups = mesh.size if case.batch_norm == "per_device" else p.batch_norm_groups
-  p = dataclasses.replace(p, mesh=mesh, batch_norm_groups=groups)
+  p = dataclasses.replace(p, mesh=mesh)
   batch = case.rows * case.devices
   examples = {
     "image": jax.ShapeDtypeStruct((batch, *(p.size.image_size,) * 2, 3), jnp.uint8),
@@ -90,8 +89,11 @@ def facts(case: Case) -> dict:
 
 
 def main() -> None:
-  for case in CASES:
-    print(json.dumps(facts(case)), flush=True)
+  parser = argparse.ArgumentParser(description=__doc__)
+  named = {str(case): case for case in CASES}
+  parser.add_argument("--cases", nargs="*", default=named, choices=named, metavar="CASE")
+  for name in parser.parse_args().cases:
+    print(json.dumps(facts(named[name])), flush=True)
 
 
 if __name__ == "__main__":

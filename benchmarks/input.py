@@ -16,11 +16,13 @@ of so many small batches.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -159,7 +161,9 @@ def _torch(folder: Path, batch: int, readers: int) -> Iterator[int]:
   tokenize = peers.open_clip.get_tokenizer("ViT-B-32")
   view = transforms.Compose(
     [
-      transforms.RandomResizedCrop(SIZE, CROP, interpolation=Image.Resampling.BICUBIC),
+      transforms.RandomResizedCrop(
+        SIZE, CROP, interpolation=transforms.InterpolationMode.BICUBIC
+      ),
       transforms.ToTensor(),
       transforms.Normalize((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)),
     ]
@@ -220,10 +224,23 @@ def measured(name: str, folder: Path, args: argparse.Namespace) -> float:
   command = [sys.executable, "-W", "ignore", __file__, f"--child={name}"]
   command += [f"--folder={folder}", f"--batch={args.batch}"]
   command += [f"--readers={args.readers}", f"--seconds={args.seconds}"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
-  return float(done.stdout.splitlines()[-1])
+  # A session of its own, so that its workers end with it whatever they wait for.
+  process = subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    process.wait(timeout=10 * args.seconds + 120)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  printed, complaint = process.communicate()
+  if process.returncode:
+    raise RuntimeError(f"{name} failed:\n{complaint[-3000:]}")
+  return float(printed.splitlines()[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +264,12 @@ def compare(args: argparse.Namespace) -> list[Row]:
       folder = Path(root) / str(width)
       make(folder, width, args.count)
       rates: dict[str, list[float]] = {name: [] for name in args.contenders}
-      for turn, name in itertools.product(range(args.turns), args.contenders):
-        rates[name].append(measured(name, folder, args))
-        print(f"{width} px, turn {turn + 1}: {name} {rates[name][-1]:,.0f}",
-              file=sys.stderr)  # fmt: skip
+      for turn in range(args.turns):
+        for name in args.contenders:
+          rates[name].append(measured(name, folder, args))
+          print(
+            f"{width} px, turn {turn + 1}: {name} {rates[name][-1]:,.0f}", file=sys.stderr
+          )
       rows += [Row(width, name, tuple(found)) for name, found in rates.items()]
   return rows
 

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from rankclip_jax.losses import blocked, objective
+from rankclip_jax.losses import blocked, blocking, objective
 
 PRESET = objective.PRESETS["rankclip"]
 SCALE = 100.0
@@ -56,7 +56,7 @@ def embeddings(size: int, dim: int, common: float) -> list[np.ndarray]:
   ]
 
 
-def gradient(pairs: list[np.ndarray], order: blocked.Order) -> np.ndarray:
+def gradient(pairs: list[np.ndarray], order: blocking.Order) -> np.ndarray:
   """By both embeddings, [2, size, dim]."""
 
   @jax.jit

@@ -7,13 +7,15 @@ into a temporary directory and renames it when complete, so a killed save leaves
 previous checkpoint as it was.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -278,11 +280,23 @@ def of_run(workdir: pathlib.Path) -> Checkpoints:
   Raises:
     ValueError: if there are none.
   """
-  plain = Checkpoints(workdir, read_only=True)
-  _, facts = plain.facts("latest")
-  plain.close()
-  best = config.best_metric(config.from_config_dict(facts["config"]))
-  return Checkpoints(workdir, read_only=True, best_metric=best)
+  with _without_narration():
+    plain = Checkpoints(workdir, read_only=True)
+    _, facts = plain.facts("latest")
+    plain.close()
+    best = config.best_metric(config.from_config_dict(facts["config"]))
+    return Checkpoints(workdir, read_only=True, best_metric=best)
+
+
+@contextlib.contextmanager
+def _without_narration() -> Iterator[None]:
+  """Keeps Orbax from warning that what was opened to be read cannot be written to."""
+  before = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(min(before, absl.logging.ERROR))
+  try:
+    yield
+  finally:
+    absl.logging.set_verbosity(before)
 
 
 def check_config(

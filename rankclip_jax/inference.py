@@ -6,7 +6,6 @@ import functools
 import hashlib
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from rankclip_jax import sharding, start
+from rankclip_jax import inputs, sharding, start
 from rankclip_jax.data import tokenizer as tokenizers
 from rankclip_jax.data import transforms
 from rankclip_jax.interop import Weights
@@ -30,6 +29,7 @@ from rankclip_jax.models.two_tower import TwoTower, abstract
 _SMALL = 16
 # Arithmetic, not the space of the embeddings.
 _NOT_COMPARED = ("dtype", "remat")
+_MAX_LOG_SCALE = 80.0  # beyond it float32 has no factor
 
 
 def load(
@@ -54,7 +54,7 @@ def load(
   Raises:
     ValueError: if there is no such model, or an argument does not fit.
   """
-  weights = start.read(pathlib.Path(path).expanduser(), str(step), activation)
+  weights = start.read(start.path_of(path), str(step), activation)
   size = sizes.changed(weights.size, activation=activation, dtype=dtype)
   weights = dataclasses.replace(weights, size=size)
   return Model(weights, devices=devices, batch_size=batch_size)
@@ -85,8 +85,8 @@ class Model:
     self.size = weights.size
     self.source = weights.source
     self.tokenizer = tokenizers.Tokenizer(self.size.context_length)
-    self.logit_scale = math.exp(float(weights.params["logit_scale"]))
-    self.logit_bias = float(weights.params.get("logit_bias", 0.0))
+    self.logit_scale, self.logit_bias = _scale_and_bias(weights)
+    self._resize = _resizing(weights)
     rows = -(-batch_size // mesh.size)
     self.batch_size = rows * mesh.size
     self._small = -(-rows // _SMALL) * mesh.size
@@ -106,7 +106,7 @@ class Model:
     Raises:
       ValueError: naming the picture that is none.
     """
-    images = _pictures(images)
+    images = inputs.pictures(images)
     return self._encode_pictures(images, self._prepared, normalize)
 
   def encode_readable(
@@ -147,11 +147,8 @@ class Model:
     Raises:
       ValueError: naming what is no string, or if the model has another vocabulary.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    for i, text in enumerate(texts):
-      if not isinstance(text, str):
-        raise ValueError(f"texts must be strings, got {type(text).__name__} at {i}.")
-    if self.size.text.vocab_size != tokenizers.VOCABULARY_SIZE:
+    texts = inputs.texts(texts)
+    if texts and self.size.text.vocab_size != tokenizers.VOCABULARY_SIZE:
       raise ValueError(
         f"{self.source} has {self.size.text.vocab_size} tokens, and CLIP's tokenizer "
         f"{tokenizers.VOCABULARY_SIZE}; its texts cannot be read, only its pictures."
@@ -172,15 +169,16 @@ class Model:
     Raises:
       ValueError: as these, and for embeddings of another dimension.
     """
-    left = self._unit(images) if _is_floating(images) else self.encode_image(images)
-    right = self._unit(texts) if _is_floating(texts) else self.encode_text(texts)
+    left = self._unit(images) if inputs.is_floating(images) else self.encode_image(images)
+    right = self._unit(texts) if inputs.is_floating(texts) else self.encode_text(texts)
     return np.float32(self.logit_scale) * (left @ right.T) + np.float32(self.logit_bias)
 
   def preprocess(self, image: Any) -> np.ndarray:
     """One picture as the model sees it, uint8 [image_size, image_size, 3].
 
-    The short side is scaled by antialiased bicubic, the centre is cut out, alpha is
-    dropped, and the orientation that EXIF notes is ignored: open_clip's transform.
+    The short side is scaled by antialiased bicubic (or what the weights came with), the
+    centre is cut out, alpha is dropped, and the orientation that EXIF notes is ignored:
+    open_clip's transform.
 
     Raises:
       ValueError: if it is no picture.
@@ -202,7 +200,7 @@ class Model:
     }
 
   def _prepared(self, image: Any, place: int) -> np.ndarray:
-    return _square(image, place, self.size.image_size)
+    return _square(image, place, self._resize)
 
   def _encode_pictures(
     self,
@@ -223,7 +221,7 @@ class Model:
 
   def _unit(self, embeddings: Any) -> np.ndarray:
     """Embeddings with length 1."""
-    x = np.asarray(embeddings, np.float32)
+    x = inputs.array(embeddings).astype(np.float32)
     if x.ndim != 2 or x.shape[1] != self.size.embed_dim:
       raise ValueError(
         f"Embeddings must be of shape [n, {self.size.embed_dim}], got {list(x.shape)}; "
@@ -288,59 +286,53 @@ def _text_features(model: TwoTower, tokens: Any, normalize: bool) -> jax.Array:
   return model.text(tokens).astype(jnp.float32)
 
 
-def _is_floating(x: Any) -> bool:
-  return np.issubdtype(getattr(x, "dtype", np.uint8), np.floating)
+def _scale_and_bias(weights: Weights) -> tuple[float, float]:
+  """The factor of the cosines, and what is added to them."""
+  scale, bias = (
+    float(weights.params.get(key, 0.0)) for key in ("logit_scale", "logit_bias")
+  )
+  if not abs(scale) <= _MAX_LOG_SCALE:  # nor if it is NaN
+    raise ValueError(
+      f"{weights.source}: logit_scale is {scale:g}. It is the logarithm of a factor, in "
+      f"CLIP at most ln 100 = 4.6, and may be {_MAX_LOG_SCALE:g} at most; the file is "
+      "damaged, or holds something else under this name."
+    )
+  if not math.isfinite(bias):
+    raise ValueError(f"{weights.source}: logit_bias is {bias:g}; the file is damaged.")
+  return math.exp(scale), bias
 
 
-def _pictures(images: Any) -> Sequence[Any]:
-  """One or many pictures as a sequence of single ones."""
-  if isinstance(images, str | os.PathLike | Image.Image):
-    return [images]
-  if not hasattr(images, "__array__"):
-    if not isinstance(images, Iterable):
+def _resizing(weights: Weights) -> Callable[[Any], np.ndarray]:
+  """How the model's pictures become squares, as they did where it was trained."""
+  how = {
+    key: weights.preprocessing.get(key, choices[0])
+    for key, choices in transforms.RESIZING.items()
+  }
+  for key, value in how.items():
+    if value not in transforms.RESIZING[key]:
       raise ValueError(
-        "Pictures are paths, Pillow images or uint8 arrays, one or a sequence of them, "
-        f"got {type(images).__name__}."
+        f"{weights.source}: {key} of its pictures is {value!r}, which is not built here; "
+        f"there are {' and '.join(transforms.RESIZING[key])}. The weights can be "
+        "exported, and fine-tuned on pictures that are resized as here."
       )
-    return list(images)
-  array = np.asarray(images)
-  if array.dtype.kind in "UO":  # of paths
-    return array.ravel().tolist()
-  if array.ndim == 4:
-    return list(array)
-  return [] if array.shape == (0,) else [array]
+  size = weights.size.image_size
+  return lambda image: transforms.resize_center_crop(image, size, **how)
 
 
-def _square(image: Any, place: int, size: int) -> np.ndarray:
-  """A picture of any kind as uint8 [size, size, 3]; `place` is for errors."""
+def _square(image: Any, place: int, resize: Callable[[Any], np.ndarray]) -> np.ndarray:
+  """A picture of any kind as `resize` gives it; `place` is for errors."""
   name = f"Picture {place}"
   if isinstance(image, str | os.PathLike):
     name = f"{name}, {os.fspath(image)}"
     if not os.path.isfile(image):
       raise ValueError(f"{name}: there is no such file.")
   if not isinstance(image, str | os.PathLike | Image.Image):
-    _check_pixels(image, name)
-    return transforms.resize_center_crop(np.asarray(image), size)
+    inputs.check_pixels(image, name)
+    return resize(np.asarray(image))
   try:
     if isinstance(image, Image.Image):
-      return transforms.resize_center_crop(image, size)
+      return resize(image)
     with Image.open(image) as opened:
-      return transforms.resize_center_crop(opened, size)
+      return resize(opened)
   except Exception as error:  # Pillow's decoders raise a dozen kinds
     raise ValueError(f"{name} cannot be read: {error}") from error
-
-
-def _check_pixels(pixels: Any, name: str) -> None:
-  if not hasattr(pixels, "__array__"):
-    raise ValueError(
-      f"{name} must be a path, a Pillow image or a uint8 array, got "
-      f"{type(pixels).__name__}."
-    )
-  pixels = np.asarray(pixels)
-  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-    raise ValueError(
-      f"{name} must be uint8 [height, width, 3] from 0 to 255, got {pixels.dtype} "
-      f"{list(pixels.shape)}; PIL.Image.fromarray takes greys and alpha."
-    )
-  if not pixels.size:
-    raise ValueError(f"{name} has no pixels, its shape is {list(pixels.shape)}.")

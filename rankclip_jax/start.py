@@ -6,6 +6,7 @@ A workdir of ours, an export, or a checkpoint of another tool: all become `Weigh
 import dataclasses
 import logging
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -56,6 +57,11 @@ def read(
   )
 
 
+def path_of(given: str | os.PathLike) -> pathlib.Path:
+  """A path as users write it: shells leave the ~ of --config.field=~/file alone."""
+  return pathlib.Path(os.path.expanduser(given))
+
+
 def weights_of(cfg: Config) -> Weights | None:
   """What `init.weights` names, at the config's resolution and length; None for none.
 
@@ -64,17 +70,72 @@ def weights_of(cfg: Config) -> Weights | None:
   """
   if not cfg.init.weights:
     return None
-  weights = read(pathlib.Path(cfg.init.weights), activation=cfg.model.activation)
+  weights = read(path_of(cfg.init.weights), activation=cfg.model.activation)
   log.info("Starting from %s.", weights.source)
+  _say_how_pictures_are_resized(weights)
   changes = dataclasses.asdict(cfg.model)
   del changes["batch_norm"]
   name = changes.pop("name")
   size = sizes.changed(weights.size, **changes)
   if name != "loaded":
     _check_same(size, sizes.named(name, **changes), cfg)
-  params = two_tower.at_resolution(weights.params, size)
-  params = two_tower.at_length(params, size)
-  return dataclasses.replace(weights, size=size, params=params)
+  return _adapted(weights, size)
+
+
+def place_of(cfg: Config, workdir: pathlib.Path) -> pathlib.Path:
+  """Where the weights lie that a mode uses which trains nothing.
+
+  That is the workdir if it has been trained in: whoever repeats the command of a training
+  with another mode means what came of it, and `init.weights` only where there is nothing.
+
+  Raises:
+    ValueError: if the workdir was trained in, and no checkpoint came of it.
+  """
+  given = cfg.init.weights and path_of(cfg.init.weights)
+  trained = workdir / checkpoint.DIRECTORY
+  if not given or given.resolve() == workdir.resolve():
+    return workdir
+  if not trained.is_dir():
+    return given
+  if not any(p.name.isdecimal() for p in trained.iterdir()):
+    raise ValueError(
+      f"A run has begun in {workdir} and has no checkpoint to use yet; train on, or give "
+      f"another --workdir to use config.init.weights={cfg.init.weights} as they are."
+    )
+  log.info(
+    "%s has checkpoints, and they are used; config.init.weights=%s only starts a run. To "
+    "use it as it is, give another --workdir.", workdir, cfg.init.weights
+  )  # fmt: skip
+  return workdir
+
+
+def to_use(cfg: Config, workdir: pathlib.Path) -> tuple[pathlib.Path, Weights]:
+  """`place_of`, and the weights there with what the config says of the model.
+
+  Raises:
+    ValueError: as `place_of` and `read`, or if the config changes the model of the
+      workdir's own checkpoint.
+  """
+  place = place_of(cfg, workdir)
+  weights = read(place, cfg.eval.checkpoint, cfg.model.activation)
+  wanted = {
+    "activation": cfg.model.activation,
+    "image_size": cfg.model.image_size,
+    "context_length": cfg.model.context_length,
+  }
+  wrong = [
+    f"model.{name}: the checkpoint has {getattr(weights.size, name)}, the config {value}"
+    for name, value in wanted.items()
+    if value not in (None, getattr(weights.size, name))
+  ]
+  if wrong and place == workdir:
+    raise ValueError(
+      f"{weights.source} is another model than the config:\n  "
+      + "\n  ".join(wrong)
+      + "\nLeave these out; or change the model by --config.init.weights="
+      f"{workdir} with another --workdir."
+    )
+  return place, _adapted(weights, sizes.changed(weights.size, **wanted))
 
 
 def from_weights(
@@ -104,6 +165,26 @@ def from_weights(
     old.shape, old.sharding, lambda index: np.asarray(new, np.float32)[index]
   )
   return dataclasses.replace(state, params=jax.tree.map(place, state.params, params))
+
+
+def _adapted(weights: Weights, size: sizes.TwoTowerSize) -> Weights:
+  """The same model for pictures and captions of `size`."""
+  params = two_tower.at_resolution(weights.params, size)
+  params = jax.tree.map(np.asarray, two_tower.at_length(params, size))
+  preprocessing = {**weights.preprocessing, "image_size": size.image_size}
+  return dataclasses.replace(
+    weights, size=size, params=params, preprocessing=preprocessing
+  )
+
+
+def _say_how_pictures_are_resized(weights: Weights) -> None:
+  here = {"interpolation": "bicubic", "resize_mode": "shortest"}
+  there = {key: weights.preprocessing.get(key, how) for key, how in here.items()}
+  if there != here:
+    log.warning(
+      "%s was trained on pictures resized by %s, %s; training goes on with %s, %s.",
+      weights.source, *there.values(), *here.values()
+    )  # fmt: skip
 
 
 def _check_same(

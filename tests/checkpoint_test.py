@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,3 +193,25 @@ def test_check_config_names_fields_and_can_look_at_some_only():
   with pytest.raises(ValueError, match="seed: the checkpoint has 0, the config 5"):
     checkpoint.check_config(facts, other)
   checkpoint.check_config(facts, other, ("model.",))
+
+
+def test_reading_a_run_says_nothing_and_leaves_logging_alone(tmp_path, caplog):
+  """Orbax warns that what was opened to be read cannot be written to."""
+  facts = {"config": dataclasses.asdict(config.Config())}
+  saved = open_at(tmp_path)
+  saved.save(state_at(1), 1, facts)
+  saved.wait()
+  saved.close()
+  before = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.WARNING)  # as in a plain Python
+  caplog.clear()
+  try:
+    opened = checkpoint.of_run(tmp_path)
+    assert opened.facts("latest")[0] == 1
+    opened.close()
+    with pytest.raises(ValueError, match="has no checkpoint 'latest'"):
+      checkpoint.of_run(tmp_path / "none")
+    assert absl.logging.get_verbosity() == absl.logging.WARNING
+  finally:
+    absl.logging.set_verbosity(before)
+  assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []

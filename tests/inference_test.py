@@ -201,9 +201,79 @@ def test_other_arguments_that_do_not_fit(model, exported, tmp_path):
     rankclip_jax.load(tmp_path / "none")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_embeddings_of_other_libraries_are_embeddings(model, dtype):
+  torch = pytest.importorskip("torch")  # of the peers
+  images, texts = np.ones((2, SIZE.embed_dim)), np.arange(3.0 * SIZE.embed_dim)
+  texts = texts.reshape(3, -1)
+  expected = model.similarity(images, texts)
+  as_torch = lambda x: torch.tensor(x, dtype=getattr(torch, dtype))
+  got = model.similarity(as_torch(images), as_torch(texts))
+  np.testing.assert_allclose(got, expected, rtol=1e-3 if dtype == "float16" else 1e-6)
+  as_jax = lambda x: jax.numpy.asarray(x, jax.numpy.bfloat16)
+  got = model.similarity(as_jax(images), as_jax(texts))
+  np.testing.assert_allclose(got, expected, rtol=1e-2)
+
+
+def test_tensors_that_are_no_arrays_say_so(model):
+  torch = pytest.importorskip("torch")
+  learned = torch.zeros(2, SIZE.embed_dim, requires_grad=True)
+  for call in (
+    lambda: model.similarity(learned, "a"),
+    lambda: model.encode_image(learned),
+    lambda: model.encode_image([learned]),
+  ):
+    with pytest.raises(ValueError, match="Tensor does not become an array .*detach"):
+      call()
+
+
+@pytest.mark.parametrize("texts", [None, 3, object()])
+def test_what_is_no_text_is_named(model, texts):
+  for call in (model.encode_text, lambda x: model.similarity(pictures(1), x)):
+    with pytest.raises(ValueError, match="Texts are a string .*, got (None|int|object)"):
+      call(texts)
+
+
+@pytest.mark.parametrize("value", [1000.0, 100.0, -1000.0])
+def test_a_temperature_that_cannot_be_names_file_and_key(params, tmp_path, value):
+  folder = tmp_path / "hot"
+  hot = {**params, "logit_scale": np.float32(value)}
+  interop.write_open_clip(folder, hot, SIZE, CARD)
+  file = "hot/open_clip_model.safetensors"
+  with pytest.raises(
+    ValueError, match=f"{file}.*: logit_scale is {value:g}. It is the l"
+  ):
+    rankclip_jax.load(folder)
+
+
+@pytest.mark.parametrize("key", ["logit_scale", "logit_bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_would_not_be_finite_are_refused(params, key, value):
+  damaged = {**params, key: np.float32(value)}
+  with pytest.raises(ValueError, match=f"here: {key} is {value}.* damaged"):
+    inference.Model(interop.Weights(SIZE, damaged, {}, "here"))
+
+
+def test_a_home_folder_is_found(exported, model, monkeypatch):
+  monkeypatch.setenv("HOME", str(exported.parent))
+  assert rankclip_jax.load("~/nano").source == model.source
+  with pytest.raises(ValueError, match="~nobody-of-this-name/x does not exist"):
+    rankclip_jax.load("~nobody-of-this-name/x")
+
+
+def test_a_picture_as_long_as_files_allow_is_embedded(model, tmp_path):
+  path = tmp_path / "long.jpg"
+  Image.new("RGB", (65_500, 1), "red").save(path)
+  square = Image.new("RGB", (9, 9), "red")
+  np.testing.assert_allclose(
+    model.encode_image(path), model.encode_image(square), atol=1e-2
+  )
+
+
 def test_another_vocabulary_has_pictures_alone():
   size = sizes.changed(SIZE, vocab_size=100)
   model = inference.Model(interop.Weights(size, drawn(size), {}, "here"))
   assert model.encode_image(pictures(2)).shape == (2, 32)
+  assert model.encode_text([]).shape == (0, 32)
   with pytest.raises(ValueError, match="here has 100 tokens, .* only its pictures"):
     model.encode_text("a")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankclip_jax import config, interop, search
+from rankclip_jax import config, interop, search, start
+from rankclip_jax.models import sizes
 from rankclip_jax.search import embedding, finding, panel
 from tests.inference_test import CARD, SIZE, drawn
 
@@ -51,8 +52,8 @@ def embedded(exported, folder, workdir, **fields):
   return search.embed(cfg, workdir)
 
 
-def found(exported, workdir, query, top=3, **sections):
-  wanted = config.SearchConfig(query=str(query), top=top)
+def found(exported, workdir, query, top=3, embeddings="", **sections):
+  wanted = config.SearchConfig(query=str(query), top=top, embeddings=embeddings)
   return search.search(config_of(exported, search=wanted, **sections), workdir)
 
 
@@ -79,6 +80,61 @@ def test_embeddings_are_in_order_and_say_of_what(exported, folder, tmp_path):
   (folder / "broken.jpg").unlink()
   embedded(exported, folder, tmp_path)
   assert not (tmp_path / "embeddings.unreadable.txt").exists()
+
+
+def test_tiffs_are_pictures(exported, folder, tmp_path):
+  for name in ("a.tif", "b.TIFF"):
+    Image.new("RGB", (9, 9), "red").save(folder / name, "TIFF")
+  embedded(exported, folder, tmp_path)
+  assert {"a.tif", "b.TIFF"} <= set(finding.read(tmp_path / "embeddings.npz").paths)
+  printed = found(exported, tmp_path, folder / "a.tif")
+  assert printed.splitlines()[1].split()[1:] == ["1.0000", "a.tif"]
+
+
+def test_a_home_folder_is_found(exported, folder, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(folder.parent))
+  (folder.parent / "t.txt").write_text("red\n")
+  embedded(exported, "~/pictures", tmp_path, texts="~/t.txt", output="~/e.npz")
+  printed = found(
+    exported,
+    tmp_path,
+    "~/pictures/red.png",
+    embed=config.EmbedConfig(images="~/pictures"),
+    embeddings="~/e.npz",
+  )
+  assert "1.0000  red.png" in printed
+
+
+def test_a_foreign_vocabulary_is_said_before_pictures_are_read(
+  folder, tmp_path, monkeypatch
+):
+  size = sizes.changed(SIZE, vocab_size=100)
+  exported = tmp_path / "foreign"
+  interop.write_open_clip(exported, drawn(size), size, CARD)
+  embedded(exported, folder, tmp_path)  # pictures alone can be
+  assert len(finding.read(tmp_path / "embeddings.npz").paths) == 9
+  (tmp_path / "t.txt").write_text("red\n")
+
+  def never(*_):
+    raise AssertionError("no picture should be embedded")
+
+  monkeypatch.setattr(embedding, "_embed_pictures", never)
+  with pytest.raises(ValueError, match="has 100 tokens"):
+    embedded(exported, folder, tmp_path, texts=str(tmp_path / "t.txt"))
+
+
+def test_what_was_learned_is_embedded_and_not_what_it_started_from(
+  exported, folder, tmp_path, monkeypatch
+):
+  """The command of a training, repeated with mode=embed, names both."""
+  asked = []
+  learned = interop.Weights(SIZE, drawn(seed=5), {}, "step 7")
+  read = lambda path, *_: asked.append(path) or learned
+  monkeypatch.setattr(start, "read", read)
+  (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+  assert "with step 7." in embedded(exported, folder, tmp_path)
+  found(exported, tmp_path, "a")
+  assert asked == [tmp_path, tmp_path]
 
 
 def test_a_picture_finds_itself_and_its_copy(exported, folder, tmp_path):

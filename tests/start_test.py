@@ -106,6 +106,46 @@ def test_what_does_not_fit_the_weights_is_refused(foreign, model, message):
     start.weights_of(cfg)
 
 
+def test_a_home_folder_is_found(foreign, monkeypatch):
+  path, size, _ = foreign
+  monkeypatch.setenv("HOME", str(path.parent))
+  cfg = with_weights(f"~/{path.name}", activation="gelu")
+  assert start.weights_of(cfg).size == size
+  place, found = start.to_use(cfg, path.parent / "none")
+  assert (place, found.size) == (path, size)
+  with pytest.raises(ValueError, match="~nobody-of-this-name/x does not exist"):
+    start.weights_of(with_weights("~nobody-of-this-name/x"))
+
+
+def test_another_way_to_resize_pictures_is_said(foreign, monkeypatch, caplog):
+  path, size, params = foreign
+  read = lambda how: lambda *_, **__: start.Weights(size, params, how, "there")
+  for how in ({}, {"interpolation": "bicubic", "resize_mode": "shortest"}):
+    monkeypatch.setattr(start, "read", read(how))
+    start.weights_of(with_weights(path))
+  assert not caplog.text
+  monkeypatch.setattr(start, "read", read({"resize_mode": "squash"}))
+  start.weights_of(with_weights(path))
+  assert "there was trained on pictures resized by bicubic, squash; train" in caplog.text
+
+
+def test_tools_change_the_model_as_training_does(foreign, tmp_path):
+  path, size, params = foreign
+  cfg = with_weights(path, activation="gelu", image_size=64, context_length=10)
+  place, found = start.to_use(cfg, tmp_path)
+  expected = start.weights_of(cfg)
+  assert place == path
+  assert found.size == dataclasses.replace(expected.size, dtype=size.dtype)
+  assert_equal(found.params, expected.params)
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(found.params))
+  assert found.preprocessing["image_size"] == 64
+  # Of no matter is which model the config trains.
+  other = dataclasses.replace(cfg.model, name="tiny", image_size=None)
+  cfg = dataclasses.replace(cfg, model=other)
+  assert start.to_use(cfg, tmp_path)[1].size.vision == size.vision
+  assert_equal(start.to_use(cfg, tmp_path)[1].params["vision"], params["vision"])
+
+
 def test_loaded_needs_weights(tmp_path):
   with pytest.raises(ValueError, match="init.weights, which is empty; give"):
     train.run(NANO, tmp_path)
@@ -175,6 +215,51 @@ def test_a_workdir_is_read_with_its_size(trained):
   assert found.size == sizes.changed(sizes.SIZES["nano"], image_size=24)
   assert found.preprocessing["image_size"] == 24
   assert found.source.startswith("step 6 of ")
+
+
+def test_a_workdir_that_was_trained_in_is_what_tools_use(trained, foreign, caplog):
+  """Who repeats the command of a training with mode=export wants what it learned."""
+  workdir, learned = trained
+  cfg = with_weights(foreign[0], activation="quick_gelu")
+  with caplog.at_level(logging.INFO, logger="rankclip_jax"):
+    place, found = start.to_use(cfg, workdir)
+  assert place == workdir
+  assert_equal(found.params, learned.params)
+  line = f"{workdir} has checkpoints, and they are used; config.init.weights="
+  assert caplog.text.count(line) == 1
+  caplog.clear()
+  for weights in ("", str(workdir)):
+    cfg = dataclasses.replace(NANO, init=config.InitConfig(weights=weights))
+    assert start.to_use(cfg, workdir)[1].source == learned.source
+  assert line not in caplog.text
+
+
+def test_a_workdir_without_a_checkpoint_is_not_taken_for_untrained(foreign, tmp_path):
+  cfg = with_weights(foreign[0], activation="gelu")
+  (tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir(parents=True)
+  with pytest.raises(ValueError, match="A run has begun in .* another --workdir to use"):
+    start.to_use(cfg, tmp_path)
+
+
+@pytest.mark.parametrize(
+  "model, message",
+  [
+    ({"image_size": 32}, "model.image_size: the checkpoint has 24, the config 32"),
+    ({"context_length": 8}, "model.context_length: the checkpoint has 16, the config 8"),
+    ({"activation": "gelu"}, "model.activation: the checkpoint has quick_gelu, the conf"),
+  ],
+)
+def test_a_workdirs_own_model_is_not_changed(trained, tmp_path, model, message):
+  workdir, learned = trained
+  cfg = dataclasses.replace(NANO, model=config.ModelConfig(**model))
+  with pytest.raises(
+    ValueError, match=f"step 6 of .*\n  {message}(.|\n)*Leave these out"
+  ):
+    start.to_use(cfg, workdir)
+  # What the message advises: the same weights, from another workdir.
+  cfg = dataclasses.replace(cfg, init=config.InitConfig(weights=str(workdir)))
+  _, found = start.to_use(cfg, tmp_path)
+  assert found.size == sizes.changed(learned.size, **model)
 
 
 def test_fine_tuning_goes_on_from_a_workdir(trained, tmp_path):

@@ -135,6 +135,10 @@ def test_an_export_is_fine_tuned_with_the_ranking_objective(run, exports, tmp_pa
   first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   scale = np.exp(before.params["logit_scale"])
   assert first["logit_scale"] == pytest.approx(scale, rel=1e-5)
+  # The same command with another mode is about what came of it.
+  printed = main(*flags, "--config.mode=export")
+  assert f"{tmp_path} has checkpoints, and they are used" in printed
+  assert_equal(start.read(tmp_path / "export" / "transformers").params, after.params)
 
 
 def test_the_papers_config_trains_on_a_csv(pictures, tmp_path):

@@ -107,7 +107,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
   except ValueError:
     return None
-  return height, width
+  return int(height), int(width)
 
 
 def _check_size(example: Example, width: int, height: int) -> None:

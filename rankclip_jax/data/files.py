@@ -39,7 +39,7 @@ def expand(spec: str) -> list[str]:
   for part in parts(spec):
     try:
       names = list(braceexpand.braceexpand(part))
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:
       raise ValueError(f"{part!r}: the braces do not close.") from error
     for name in names:
       found += _matches(name) if glob.has_magic(name) else [name]

@@ -37,12 +37,12 @@ class Place(NamedTuple):
   """What stands at a position.
 
   Attributes:
-    index: of the example.
+    example: its index.
     visit: which of the visits to it this is, in the sense that crop and caption of an
       example depend on seed, visit and index alone.
   """
 
-  index: int
+  example: int
   visit: int
 
 
@@ -85,8 +85,9 @@ class Order:
       self._indices = shuffled[0][:epoch_rows].repeat()
 
   def __getitem__(self, position: int) -> Place:
-    index = int(self._indices[position])
-    return Place(index, position if self._weighted else position // self._epoch_rows)
+    index = self._indices[position]
+    assert index is not None  # nothing is filtered
+    return Place(int(index), position if self._weighted else position // self._epoch_rows)
 
   def substitute(self, index: int, rng: np.random.Generator) -> int:
     """Another example, of the same part, that takes a bad one's place."""

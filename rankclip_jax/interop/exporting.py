@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from rankclip_jax.interop import (
+  described,
   layouts,
   model_card,
   open_clip_config,
@@ -27,7 +28,11 @@ _CARD = "README.md"
 
 
 def write_transformers(
-  directory: pathlib.Path | str, params: Mapping[str, Any], size: TwoTowerSize, card: Card
+  directory: pathlib.Path | str,
+  params: Mapping[str, Any],
+  size: TwoTowerSize,
+  card: Card,
+  preprocessing: Mapping[str, Any] = described.CLIP_PREPROCESSING,
 ) -> None:
   """Writes a folder for `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
 
@@ -37,17 +42,20 @@ def write_transformers(
     params: see `two_tower.init`.
     size: their architecture.
     card: what README.md is to say.
+    preprocessing: how pictures are resized; see `Weights`. Their mean and standard
+      deviation are those of `size`.
 
   Raises:
-    ValueError: for a ResNet or a bias of the logits, which CLIPModel has not; if
-      `params` are not of `size`; or if `directory` holds anything else.
+    ValueError: for a ResNet, a bias of the logits or a way to resize that CLIPModel and
+      its processor have not; if `params` are not of `size`; or if `directory` holds
+      anything else.
   """
   state = layouts.to_transformers(params, size)
+  preprocessor = transformers_config.write_preprocessor(size, preprocessing)
 
   def write(folder: pathlib.Path) -> None:
     _write_tensors(folder / "model.safetensors", state)
     _write_json(folder / transformers_config.FILE, transformers_config.write(size))
-    preprocessor = transformers_config.write_preprocessor(size)
     _write_json(folder / transformers_config.PREPROCESSOR, preprocessor)
     if size.text.vocab_size == VOCAB_SIZE:
       tokenizer_files.write(folder, size.context_length)
@@ -62,7 +70,11 @@ def write_transformers(
 
 
 def write_open_clip(
-  directory: pathlib.Path | str, params: Mapping[str, Any], size: TwoTowerSize, card: Card
+  directory: pathlib.Path | str,
+  params: Mapping[str, Any],
+  size: TwoTowerSize,
+  card: Card,
+  preprocessing: Mapping[str, Any] = described.CLIP_PREPROCESSING,
 ) -> None:
   """Writes a folder for open_clip's "local-dir:" and, uploaded, its "hf-hub:".
 
@@ -71,10 +83,11 @@ def write_open_clip(
   """
   state = layouts.to_openai(params, size)
   bias = float(state["logit_bias"]) if "logit_bias" in state else None
+  config = open_clip_config.write(size, bias, preprocessing)
 
   def write(folder: pathlib.Path) -> None:
     _write_tensors(folder / "open_clip_model.safetensors", state)
-    _write_json(folder / open_clip_config.FILE, open_clip_config.write(size, bias))
+    _write_json(folder / open_clip_config.FILE, config)
     _write_card(folder, card, size, "open_clip", pathlib.Path(directory).name)
 
   _replace(pathlib.Path(directory), write)
@@ -103,15 +116,22 @@ def _replace(directory: pathlib.Path, write: Callable[[pathlib.Path], None]) -> 
   unfinished = pathlib.Path(
     tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent)
   )
+  new, old = unfinished / "new", unfinished / "old"
   try:
-    new, old = unfinished / "new", unfinished / "old"
     new.mkdir()
     write(new)
     if directory.exists():
       directory.rename(old)
-    new.rename(directory)
+    try:
+      new.rename(directory)
+    except BaseException:
+      if old.exists():
+        old.rename(directory)
+      raise
   finally:
-    shutil.rmtree(unfinished)
+    # Unless it has the only copy of a former export.
+    if directory.exists() or not old.exists():
+      shutil.rmtree(unfinished)
   log.info("Exported to %s.", directory)
 
 

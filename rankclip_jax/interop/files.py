@@ -10,10 +10,10 @@ import safetensors
 
 from rankclip_jax.interop import torch_archive
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS_AND_INTEGERS = {
   *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 }
+_LENGTH = 8  # bytes of a safetensors file before its header, a JSON object
 _LFS = b"version https://git-lfs.github.com/spec"
 
 
@@ -21,22 +21,18 @@ def read_tensors(path: pathlib.Path) -> Any:
   """What a file of weights holds: tensors as arrays, in whatever containers it has.
 
   Args:
-    path: a .safetensors file or an archive of PyTorch; of the latter, only tensors and
-      plain containers are read and nothing is ever executed.
+    path: a file of safetensors or an archive of PyTorch, whatever it is called; of the
+      latter, only tensors and plain containers are read and nothing is ever executed.
 
   Raises:
     ValueError: if it is neither, or damaged, or holds numbers in no known format.
   """
   refuse_pointer(path)
-  if path.suffix == ".safetensors":
+  with path.open("rb") as file:
+    head = file.read(_LENGTH + 1)
+  if head[_LENGTH:] == b"{" and not head.startswith(b"PK"):
     return _read_safetensors(path)
-  if path.suffix in TORCH_SUFFIXES:
-    return torch_archive.load(path)
-  raise ValueError(
-    f"{path} is no file of weights; those end in .safetensors or "
-    f"{', '.join(TORCH_SUFFIXES)}. A folder that holds one with its config can be read "
-    "as well."
-  )
+  return torch_archive.load(path)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -45,16 +41,25 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: if the file is not there, is no JSON or holds no object.
   """
-  if not path.is_file():
-    raise ValueError(f"{path} is missing; get it from where the weights are from.")
-  refuse_pointer(path)
+  text = read_text(path)
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:  # of the encoding or of the syntax
+    value = json.loads(text)
+  except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
     raise ValueError(f"{path} is not valid JSON ({error}); get it again.") from None
   if not isinstance(value, dict):
     raise ValueError(f"{path} should hold a JSON object, got {type(value).__name__}.")
   return value
+
+
+def read_text(path: pathlib.Path) -> str:
+  """The text in a file; a ValueError if it is not there or is no UTF-8."""
+  if not path.is_file():
+    raise ValueError(f"{path} is missing; get it from where the weights are from.")
+  refuse_pointer(path)
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is no text ({error}); get it again.") from None
 
 
 def refuse_pointer(path: pathlib.Path) -> None:

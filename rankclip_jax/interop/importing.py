@@ -1,5 +1,6 @@
 """Reads the weights of a CLIP from the files of other tools."""
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -15,11 +16,12 @@ from rankclip_jax.interop import (
   files,
   layouts,
   open_clip_config,
+  tokenizer_files,
   transformers_config,
 )
 from rankclip_jax.interop.described import Described
 from rankclip_jax.models.layers import Activation
-from rankclip_jax.models.sizes import TwoTowerSize
+from rankclip_jax.models.sizes import VOCAB_SIZE, TwoTowerSize
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ _TRANSFORMERS_WEIGHTS = (
   "pytorch_model.bin.index.json",
 )
 _OPENAI_FACT = "input_resolution"  # only OpenAI's own archives have it
+_LAYERS = {"vision.depth", "text.depth"}  # of `architecture.facts`
 _SHOWN = 5  # names of tensors or files in an error
 
 
@@ -47,7 +50,7 @@ class Weights:
     size: its architecture, for float32.
     params: a nested dict of float32 arrays, as `two_tower.init` gives.
     preprocessing: image_size, mean, std, interpolation and resize_mode, in the words of
-      open_clip.
+      open_clip; what the model was trained on, whether or not it can be had here.
     source: a line that says what it was.
   """
 
@@ -99,10 +102,8 @@ def _weights(
   with _naming(file):
     found = architecture.facts(state, names)
   if config:
-    config.check(found, "logit_bias" in state)
-  preprocessing = dict(
-    config.preprocessing if config else described.preprocessing_facts()
-  )
+    _check_described(config, found, state, openai)
+  preprocessing = config.preprocessing if config else described.CLIP_PREPROCESSING
   with _naming(file):
     size = architecture.size_of(
       found,
@@ -113,8 +114,13 @@ def _weights(
       std=tuple(preprocessing["std"]),
     )
     params = (layouts.from_openai if openai else layouts.from_transformers)(state, size)
+  if size.text.vocab_size == VOCAB_SIZE and not openai:
+    has_tokenizer = tokenizer_files.check(file.parent)
+  else:  # in open_clip built in, unless its config says so
+    has_tokenizer = openai and config is not None
   _say_what_was_decided(file, state, config, activation)
-  _say_what_changes(file, state, preprocessing)
+  if size.text.vocab_size == VOCAB_SIZE and not has_tokenizer:
+    log.info("%s comes without a tokenizer; OpenAI CLIP's is taken.", file)
   return Weights(
     size=size,
     params=params,
@@ -122,6 +128,44 @@ def _weights(
     source=f"{file} ({'OpenAI' if openai else 'transformers'} layout"
     + (f", {config.file.name})" if config else ")"),
   )
+
+
+def _check_described(
+  config: Described,
+  found: Mapping[str, architecture.Fact],
+  state: architecture.State,
+  openai: bool,
+) -> None:
+  """Raises a ValueError where a config and the weights beside it contradict.
+
+  Where only layers are too few or too many, it lists the names of their tensors.
+  """
+  wrong = config.contradictions(found, "logit_bias" in state)
+  if not wrong:
+    return
+  stated = {
+    key: dataclasses.replace(fact, value=config.stated[key][1])
+    for key, fact in found.items()
+  }
+  differ = {key for key in found if stated[key].value != found[key].value}
+  counts = {key: stated[key].value for key in differ & _LAYERS}
+  listed = ""
+  if len(counts) == len(wrong) and all(_can_be(x, state) for x in counts.values()):
+    with contextlib.suppress(ValueError):
+      size = architecture.size_of(
+        stated, vision_heads=config.vision_heads, text_heads=config.text_heads
+      )
+      layout = layouts.openai if openai else layouts.transformers
+      listed = f" By it, {layouts.differences(state, layout, size)}."
+  raise ValueError(
+    f"{config.file} does not describe the weights beside it: {'; '.join(wrong)}.{listed} "
+    "Put the config of this very model there, or the weights that it describes."
+  )
+
+
+def _can_be(layers: Any, state: architecture.State) -> bool:
+  """Whether a config's number of layers is one that a state could be short of."""
+  return described.is_whole(layers) and layers <= len(state)
 
 
 def _file_in(folder: pathlib.Path) -> pathlib.Path:
@@ -149,15 +193,23 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
 def _read_shards(index: pathlib.Path) -> dict[str, Any]:
   """All tensors of the files that an index lists."""
   names = described.section(files.read_json(index), "weight_map", index)
-  state = {}
-  for name in sorted(set(names.values())):
-    if not isinstance(name, str) or pathlib.Path(name).name != name:
-      raise ValueError(f"{index} lists {name!r}; only files beside it are read.")
+  state: dict[str, np.ndarray] = {}
+  for name in dict.fromkeys(map(_file_name, names.values())):
+    if name is None:
+      wrong = next(x for x in names.values() if _file_name(x) is None)
+      raise ValueError(f"{index} lists {wrong!r}; only files beside it are read.")
     shard = index.parent / name
     if not shard.is_file():
       raise ValueError(f"{shard} is missing, which {index.name} lists; get it as well.")
-    state |= _read_state(shard)
+    part = _read_state(shard)
+    _refuse_twice([*state, *part], "in another shard", shard)
+    state |= part
   return state
+
+
+def _file_name(value: Any) -> str | None:
+  is_bare = isinstance(value, str) and value and pathlib.Path(value).name == value
+  return value if is_bare else None
 
 
 def _read_state(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -181,7 +233,16 @@ def _read_state(file: pathlib.Path) -> dict[str, np.ndarray]:
   # Of DistributedDataParallel, and of open_clip's models with `custom_text`.
   wrapped = all(k.startswith("module.") for k in content)
   bare = lambda k: (k.removeprefix("module.") if wrapped else k).removeprefix("text.")
+  _refuse_twice([bare(k) for k in content], 'also with "text." before it', file)
   return {bare(k): v for k, v in content.items()}
+
+
+def _refuse_twice(names: list[str], how: str, file: pathlib.Path) -> None:
+  if twice := [k for k, count in collections.Counter(names).items() if count > 1]:
+    raise ValueError(
+      f"{file} holds {', '.join(twice[:_SHOWN])} twice, {how}, and does not say which is "
+      "the model's; keep one of them."
+    )
 
 
 def _config_beside(file: pathlib.Path, openai: bool) -> Described | None:
@@ -222,17 +283,6 @@ def _say_what_was_decided(
       "as of OpenAI, RankCLIP and CyCLIP. Most models of open_clip have GELU: set "
       "--config.model.activation=gelu for them, or quick_gelu to confirm.", file
     )  # fmt: skip
-
-
-def _say_what_changes(
-  file: pathlib.Path, state: architecture.State, preprocessing: Mapping[str, Any]
-) -> None:
   converted = {str(v.dtype) for v in state.values() if v.dtype.kind not in "iub"}
   if converted - {"float32"}:
     log.info("%s: %s weights are read as float32.", file, " and ".join(sorted(converted)))
-  how = preprocessing["interpolation"], preprocessing["resize_mode"]
-  if how != ("bicubic", "shortest"):
-    log.warning(
-      "%s was trained on pictures resized by %s, %s; here they are resized by bicubic, "
-      "shortest, and results will differ a little.", file, *how
-    )  # fmt: skip

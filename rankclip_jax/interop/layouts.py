@@ -6,6 +6,7 @@ of RankCLIP and CyCLIP; the other is that of the transformers library's `CLIPMod
 
 import dataclasses
 import enum
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -21,6 +22,8 @@ _IGNORED = re.compile(
   r"input_resolution|context_length|vocab_size|(text\.)?attn_mask"
   r"|.*\.num_batches_tracked|.*\bposition_ids"
 )
+# By NumPy's letters. bfloat16, which it does not know, has another than "f".
+_NO_WEIGHTS = {"c": "complex numbers"} | dict.fromkeys("iub", "integers")
 _LISTED = 10  # names of each kind in an error
 
 
@@ -247,6 +250,7 @@ def _openai_resnet(blocks: tuple[int, ...]) -> Iterator[Tensor]:
     yield from _dense(f"{pool}.{letter}_proj", (*path, part))
 
 
+@functools.cache
 def _shapes(size: TwoTowerSize, with_bias: bool) -> dict[tuple[str, ...], tuple]:
   _, params = two_tower.abstract(size, with_bias=with_bias)
   flat = cast(dict[tuple[str, ...], Any], flatten_dict(params))
@@ -271,18 +275,20 @@ def _to(layout: Layout, params: Mapping[str, Any], size: TwoTowerSize) -> dict:
 
 
 def _from(layout: Layout, state: Mapping[str, np.ndarray], size: TwoTowerSize) -> dict:
-  state = {k: v for k, v in state.items() if not _IGNORED.fullmatch(k)}
+  if problems := differences(state, layout, size):
+    raise ValueError(
+      f"The tensors are not those of one whole CLIP of their shapes: {problems}. Save "
+      "the model's whole state_dict() again; if it has other parts, it is not supported."
+    )
   with_bias = "logit_bias" in state
   shapes = _shapes(size, with_bias)
   arrays = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-  tensors = list(layout(size, with_bias))
-  _check_names_and_shapes(state, tensors, arrays)
-  for t in tensors:
+  for t in layout(size, with_bias):
     theirs = state[t.name].reshape(()) if t.name.startswith("logit_") else state[t.name]
-    if theirs.dtype.kind in "iub":
+    if kind := _NO_WEIGHTS.get(theirs.dtype.kind):
       raise ValueError(
-        f"{t.name} holds integers ({theirs.dtype}); quantised weights cannot be read, "
-        "give the floating-point ones."
+        f"{t.name} holds {kind} ({theirs.dtype}), which cannot be read as weights; give "
+        "the floating-point ones."
       )
     part = t.view(arrays[t.path])
     with np.errstate(over="ignore", invalid="ignore"):  # checked on the next line
@@ -295,12 +301,20 @@ def _from(layout: Layout, state: Mapping[str, np.ndarray], size: TwoTowerSize) -
   return unflatten_dict(arrays)
 
 
-def _check_names_and_shapes(
-  state: Mapping[str, np.ndarray],
-  tensors: list[Tensor],
-  arrays: Mapping[tuple, np.ndarray],
-) -> None:
-  expected = {t.name: t.form.theirs(t.view(arrays[t.path])).shape for t in tensors}
+def differences(
+  state: Mapping[str, np.ndarray], layout: Layout, size: TwoTowerSize
+) -> str:
+  """What a state dict lacks, has besides, or has in another shape than `size` has it."""
+  state = {k: v for k, v in state.items() if not _IGNORED.fullmatch(k)}
+  with_bias = "logit_bias" in state
+  number = np.float32(0)  # one for all: only shapes are asked for
+  arrays = {
+    path: np.broadcast_to(number, shape)
+    for path, shape in _shapes(size, with_bias).items()
+  }
+  expected = {
+    t.name: t.form.theirs(t.view(arrays[t.path])).shape for t in layout(size, with_bias)
+  }
   # open_clip may keep the temperature and the bias as vectors of length one.
   fits = lambda k: (
     state[k].shape == expected[k] or (k.startswith("logit_") and state[k].shape == (1,))
@@ -315,15 +329,9 @@ def _check_names_and_shapes(
     "unexpected": [k for k in state if k not in expected],
     "of the wrong shape": wrong,
   }
-  lines = [
+  return "; ".join(
     f"{len(names)} {kind}: {', '.join(names[:_LISTED])}"
     + (", ..." if len(names) > _LISTED else "")
     for kind, names in problems.items()
     if names
-  ]
-  if lines:
-    raise ValueError(
-      "The weights are not those of this architecture; tensors "
-      + "; ".join(lines)
-      + ". Check that the file belongs to the model that was named."
-    )
+  )

@@ -9,18 +9,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from rankclip_jax.interop import described, files
+from rankclip_jax.interop import described, files, tokenizer_files
 from rankclip_jax.interop.described import Described
 from rankclip_jax.models.sizes import VOCAB_SIZE, ResNetSize, TwoTowerSize
 
 log = logging.getLogger(__name__)
 
 FILE = "open_clip_config.json"
+_CLIP_TOKENIZERS = (
+  *("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16"),
+  *("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14-336"),
+)
 # open_clip's own defaults for what a config leaves out.
 _VISION = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16}
 _VISION |= {"image_size": 224}
 _TEXT = {"context_length": 77, "vocab_size": VOCAB_SIZE, "width": 512, "heads": 8}
 _TEXT |= {"layers": 12}
+_INTERPOLATIONS = ("bicubic", "bilinear")
 # The only value of each option that this project's towers have.
 _BOTH_FIXED = {
   "mlp_ratio": 4.0,
@@ -78,17 +83,11 @@ def read(path: pathlib.Path) -> Described:
   _refuse("vision_cfg", vision, _VISION_FIXED, _VISION.keys() | _VISION_FREE, path)
   _refuse("text_cfg", text, _TEXT_FIXED, _TEXT.keys() | _TEXT_FREE, path)
   vision, text = _VISION | vision, _TEXT | text
+  _check_values(model, vision, text, path)
   _check_tokenizer(text, path)
   if vision.get("patch_dropout"):
     log.info("%s: patch_dropout is for training and is not applied.", path)
-  resnet = isinstance(vision["layers"], list)
-  described.check_whole(text, _TEXT, "text_cfg", path)
-  counted = (
-    _VISION.keys() - {"image_size", "patch_size"} - ({"layers"} if resnet else set())
-  )
-  described.check_whole(vision, counted, "vision_cfg", path)
-  attended = vision["width"] * (32 if resnet else 1)
-  bias = model.get("init_logit_bias") is not None
+  attended = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
   return Described(
     file=path,
     stated=_stated(model, vision, text, path),
@@ -97,13 +96,24 @@ def read(path: pathlib.Path) -> Described:
     ),
     text_heads=text["heads"],
     activation="quick_gelu" if model.get("quick_gelu") else "gelu",
-    preprocessing=_preprocessing(config.get("preprocess_cfg") or {}, path),
-    bias_key="model_cfg.init_logit_bias" if bias else None,
+    preprocessing=_preprocessing(config, path),
+    bias_key="model_cfg.init_logit_bias" if _has_bias(model) else None,
   )
 
 
-def write(size: TwoTowerSize, logit_bias: float | None) -> dict[str, Any]:
-  """The config that makes open_clip build a model of `size`."""
+def write(
+  size: TwoTowerSize, logit_bias: float | None, preprocessing: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The config that makes open_clip build a model of `size`.
+
+  Raises:
+    ValueError: for an interpolation that open_clip has not.
+  """
+  if preprocessing["interpolation"] not in _INTERPOLATIONS:
+    raise ValueError(
+      f"open_clip resizes pictures by {' or '.join(_INTERPOLATIONS)}, and this model "
+      f"wants {preprocessing['interpolation']}; export it as transformers instead."
+    )
   vision, text = size.vision, size.text
   shape: dict[str, Any] = {"image_size": vision.image_size, "width": vision.width}
   if isinstance(vision, ResNetSize):
@@ -127,8 +137,31 @@ def write(size: TwoTowerSize, logit_bias: float | None) -> dict[str, Any]:
   }
   if logit_bias is not None:
     model["init_logit_bias"] = logit_bias
-  preprocessing = described.preprocessing_facts(size.mean, size.std)
-  return {"model_cfg": model, "preprocess_cfg": preprocessing}
+  how = {key: preprocessing[key] for key in ("interpolation", "resize_mode")}
+  statistics = {"mean": list(size.mean), "std": list(size.std)}
+  return {"model_cfg": model, "preprocess_cfg": statistics | how}
+
+
+def _has_bias(model: Mapping[str, Any]) -> bool:
+  return model.get("init_logit_bias") is not None
+
+
+def _check_values(
+  model: Mapping[str, Any], vision: dict, text: dict, path: pathlib.Path
+) -> None:
+  described.check_whole(text, _TEXT, "text_cfg", path)
+  described.heads(text["width"], text["heads"], "text_cfg.heads", path)
+  elsewhere = {"image_size", "patch_size"}
+  if isinstance(vision["layers"], list):
+    elsewhere.add("layers")
+  described.check_whole(vision, _VISION.keys() - elsewhere, "vision_cfg", path)
+  if _has_bias(model) and not described.is_number(model["init_logit_bias"]):
+    raise ValueError(
+      f"{path}: model_cfg.init_logit_bias must be a number, got "
+      f"{model['init_logit_bias']!r}."
+    )
+  if model.get("quick_gelu") is not None:
+    described.check_boolean(model["quick_gelu"], "model_cfg.quick_gelu", path)
 
 
 def _stated(
@@ -182,26 +215,36 @@ def _refuse(
 
 
 def _check_tokenizer(text: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Without a name it is the one built into open_clip, which is CLIP's."""
   name = text.get("hf_tokenizer_name")
-  if name and text["vocab_size"] != VOCAB_SIZE:
+  if not name:
+    return
+  is_clips = name in _CLIP_TOKENIZERS or tokenizer_files.check(path.parent)
+  if text["vocab_size"] != VOCAB_SIZE or not is_clips:
     raise ValueError(
       f"{path}: model_cfg.text_cfg.hf_tokenizer_name is {name!r} with vocab_size "
-      f"{text['vocab_size']}; only CLIP's own tokenizer of {VOCAB_SIZE} is supported."
+      f"{text['vocab_size']}; only CLIP's own tokenizer of {VOCAB_SIZE} is supported. If "
+      f"it is that one, put its tokenizer.json beside the config, or the name "
+      f"{_CLIP_TOKENIZERS[0]!r} into it."
     )
 
 
 def _preprocessing(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
-  if unknown := sorted(config.keys() - known):
-    raise ValueError(
-      f"{path}: preprocess_cfg.{unknown[0]} is {config[unknown[0]]!r}, which is not "
-      "known here."
-    )
+  if config.get("preprocess_cfg") is None:
+    return dict(described.CLIP_PREPROCESSING)
+  config = described.section(config, "preprocess_cfg", path)
   given = {
-    key: config[key]
-    for key in ("mean", "std", "interpolation", "resize_mode")
-    if config.get(key) is not None
+    key: (f"preprocess_cfg.{key}", config.get(key))
+    for key in described.CLIP_PREPROCESSING
   }
-  if given.get("interpolation") == "random":
-    given["interpolation"] = "bicubic"  # what open_clip evaluates with
-  return described.preprocessing_facts(**given)
+  if config.get("interpolation") == "random":  # in training; open_clip evaluates with
+    given["interpolation"] = ("preprocess_cfg.interpolation", "bicubic")
+  # The size is the model's, in open_clip as well, and black is what crops may add.
+  fixed = {"mode": "RGB", "fill_color": 0}
+  for key in config.keys() - given.keys() - {"size"}:
+    if key not in fixed or config[key] not in (fixed[key], None):
+      only = f"; it must be {fixed[key]!r}" if key in fixed else ""
+      raise ValueError(
+        f"{path}: preprocess_cfg.{key} is {config[key]!r}, which is not supported{only}."
+      )
+  return described.preprocessing_facts(given, path)

@@ -6,14 +6,23 @@ the one before it, and the pair it merges is what the merges before it leave of 
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import instant_clip_tokenizer
 
+from rankclip_jax.interop import described, files
+
 START, END = "<|startoftext|>", "<|endoftext|>"  # as transformers spells them
-_SPECIAL = 2
+_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers
+# Of `vocabulary`, which takes seconds.
+TOKENS_DIGEST = "3d0909ff482f695c846bd03f446dca43"
+MERGES_DIGEST = "883ce8fc1d83a8d8db43dc2299f4c5a4"
+_MERGES = 48894
 _BYTES = 256  # the first ids: every byte, then every byte at the end of a word
 _WORD_END = "</w>"
 _NO_RANK = 1 << 30
@@ -67,6 +76,58 @@ def write(folder: pathlib.Path, context_length: int) -> None:
     (folder / name).write_text(text, encoding="utf-8")
   lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
   (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check(folder: pathlib.Path) -> bool:
+  """Whether a folder has CLIP's tokenizer; False if it has the files of none.
+
+  Raises:
+    ValueError: if it has those of another, naming the file and the key.
+  """
+  config = folder / "tokenizer_config.json"
+  kind = files.read_json(config).get("tokenizer_class") if config.is_file() else None
+  if kind not in (*_CLASSES, None):
+    raise ValueError(
+      f"{config}: tokenizer_class is {kind!r}, which is not supported; it must be CLIP's "
+      f"own, {' or '.join(_CLASSES)}."
+    )
+  found = list(_vocabularies(folder))
+  for file, key, content, wanted in found:
+    if digest(content) != wanted:
+      count = len(content) if isinstance(content, list | dict) else "no"
+      raise ValueError(
+        f"{file}: the {key} with its {count} entries are those of another tokenizer than "
+        "CLIP's, or damaged; only CLIP's own is supported."
+      )
+  return bool(found)
+
+
+def digest(content: Any) -> str:
+  """Of what a JSON file holds."""
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _vocabularies(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, str, Any, str]]:
+  """Every list of tokens or merges: its file, its key, itself, and CLIP's digest."""
+  file = folder / "vocab.json"
+  if file.is_file():
+    yield file, "vocab", files.read_json(file), TOKENS_DIGEST
+  file = folder / "merges.txt"
+  if file.is_file():
+    # A version, then the merges; OpenAI published more of them than CLIP's first.
+    lines = files.read_text(file).split("\n")[1:]
+    yield file, "merges", lines[:_MERGES], MERGES_DIGEST
+  file = folder / "tokenizer.json"
+  if file.is_file():
+    model = described.section(files.read_json(file), "model", file)
+    yield file, "model.vocab", model.get("vocab"), TOKENS_DIGEST
+    merges = model.get("merges")
+    if isinstance(merges, list):  # pairs, in older files one string
+      merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
+    yield file, "model.merges", merges, MERGES_DIGEST
 
 
 def _bytes_of(tokenizer, token: int) -> bytes:

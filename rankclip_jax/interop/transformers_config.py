@@ -34,6 +34,7 @@ _TEXT |= {"num_attention_heads": 8, "max_position_embeddings": 77}
 _TEXT |= {"vocab_size": VOCAB_SIZE}
 # Of before 2023: the feature is read at the largest id, as it is here.
 _LEGACY_EOS = 2
+# By Pillow's numbers.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -56,6 +57,8 @@ def read(path: pathlib.Path) -> Described:
   vision, text = _VISION | vision, _TEXT | text
   _check("vision_config", vision, path)
   _check("text_config", text, path)
+  lengths = ("max_position_embeddings", "vocab_size")
+  described.check_whole(text, lengths, "text_config", path)
   if vision["hidden_act"] != text["hidden_act"]:
     raise ValueError(
       f"{path}: vision_config.hidden_act is {vision['hidden_act']!r} and "
@@ -135,18 +138,33 @@ def write(size: TwoTowerSize) -> dict[str, Any]:
   }
 
 
-def write_preprocessor(size: TwoTowerSize) -> dict[str, Any]:
-  """The preprocessor_config.json of this project's pictures."""
+def write_preprocessor(
+  size: TwoTowerSize, preprocessing: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The preprocessor_config.json of a model's pictures.
+
+  Raises:
+    ValueError: for a way to resize that CLIPImageProcessor has not.
+  """
   side = size.image_size
+  both = {"height": side, "width": side}
+  sizes = {"shortest": {"shortest_edge": side}, "squash": both}
+  how = preprocessing["resize_mode"]
+  if how not in sizes:
+    raise ValueError(
+      f"transformers' CLIPImageProcessor has no resize_mode {how}; export this model as "
+      "open_clip instead."
+    )
+  numbers = {name: number for number, name in _RESAMPLE.items()}
   return {
     "image_processor_type": "CLIPImageProcessor",
     "processor_class": "CLIPProcessor",
     "do_convert_rgb": True,
     "do_resize": True,
-    "size": {"shortest_edge": side},
-    "resample": 3,  # Pillow's number of bicubic
-    "do_center_crop": True,
-    "crop_size": {"height": side, "width": side},
+    "size": sizes[how],
+    "resample": numbers[preprocessing["interpolation"]],
+    "do_center_crop": how == "shortest",
+    "crop_size": both,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
@@ -164,8 +182,10 @@ def _tower(config: Mapping[str, Any], key: str, path: pathlib.Path) -> dict[str,
 
 
 def _check(part: str, tower: Mapping[str, Any], path: pathlib.Path) -> None:
-  sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-  described.check_whole(tower, sizes, part, path)
+  counted = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+  described.check_whole(tower, counted, part, path)
+  heads = tower["num_attention_heads"]
+  described.heads(tower["hidden_size"], heads, f"{part}.num_attention_heads", path)
   wanted = {
     "layer_norm_eps": (_EPSILON,),
     "intermediate_size": (4 * tower["hidden_size"],),
@@ -181,33 +201,34 @@ def _check(part: str, tower: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def _preprocessing(folder: pathlib.Path, side: int) -> dict[str, Any]:
   """From the preprocessor's file, wherever it is; CLIP's own if there is none."""
-  path = folder / PREPROCESSOR
-  config: Mapping[str, Any] = {}
-  if path.is_file():
-    config = files.read_json(path)
-  elif (folder / _PROCESSOR).is_file():
-    path = folder / _PROCESSOR
-    config = files.read_json(path).get("image_processor") or {}
-  steps = ("do_resize", "do_rescale", "do_normalize")
-  for key in steps:
-    if not config.get(key, True):
+  path, config = _preprocessor(folder)
+  for key in ("do_resize", "do_rescale", "do_normalize"):
+    if not described.check_boolean(config.get(key, True), key, path):
       raise ValueError(f"{path}: {key} is false, which is not supported.")
   factor = config.get("rescale_factor", 1 / 255)
-  if abs(factor * 255 - 1) > 1e-6:
-    raise ValueError(f"{path}: rescale_factor is {factor}; it must be 1/255.")
-  resample = config.get("resample", 3)
-  if resample not in _RESAMPLE:
-    raise ValueError(f"{path}: resample is {resample!r}; it must be one of {_RESAMPLE}.")
+  if not described.is_number(factor) or not abs(factor * 255 - 1) <= 1e-6:
+    raise ValueError(f"{path}: rescale_factor must be 1/255, got {factor!r}.")
+  number = config.get("resample", 3)
+  if type(number) is not int or number not in _RESAMPLE:
+    raise ValueError(f"{path}: resample is {number!r}; it must be one of {_RESAMPLE}.")
   given = {
-    ours: config[theirs]
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-    if config.get(theirs) is not None
+    "mean": ("image_mean", config.get("image_mean")),
+    "std": ("image_std", config.get("image_std")),
+    "interpolation": ("resample", _RESAMPLE[number]),
+    "resize_mode": ("size", _resize_mode(config, side, path)),
   }
-  return described.preprocessing_facts(
-    **given,
-    interpolation=_RESAMPLE[resample],
-    resize_mode=_resize_mode(config, side, path),
-  )
+  return described.preprocessing_facts(given, path)
+
+
+def _preprocessor(folder: pathlib.Path) -> tuple[pathlib.Path, Mapping[str, Any]]:
+  path = folder / PREPROCESSOR
+  if path.is_file():
+    return path, files.read_json(path)
+  path = folder / _PROCESSOR
+  config = files.read_json(path) if path.is_file() else {}
+  if config.get("image_processor") is None:
+    return path, {}
+  return path, described.section(config, "image_processor", path)
 
 
 def _resize_mode(config: Mapping[str, Any], side: int, path: pathlib.Path) -> str:
@@ -217,6 +238,7 @@ def _resize_mode(config: Mapping[str, Any], side: int, path: pathlib.Path) -> st
   crop = config.get("crop_size", side)
   crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
   crops = config.get("do_center_crop", True)
+  crops = described.check_boolean(crops, "do_center_crop", path)
   both = {"height": side, "width": side}
   if size == {"shortest_edge": side} and crops and crop == both:
     return "shortest"

@@ -9,27 +9,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from rankclip_jax import inference
+from rankclip_jax import inference, start
 from rankclip_jax.config import Config
 
 DEFAULT = "embeddings.npz"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 _SHOWN = 5  # unreadable files on screen; all of them are in the file beside
 
 
 def model_of(cfg: Config, workdir: pathlib.Path) -> inference.Model:
-  """The model of `init.weights`, and without it that of the workdir.
+  """The model of the workdir if it was trained in, and else that of `init.weights`.
 
   Raises:
-    ValueError: as `inference.load`.
+    ValueError: as `start.to_use`.
   """
-  return inference.load(
-    cfg.init.weights or workdir,
-    step=cfg.eval.checkpoint,
-    activation=cfg.model.activation,
-    batch_size=cfg.eval.batch_size,
-  )
+  _, weights = start.to_use(cfg, workdir)
+  return inference.Model(weights, batch_size=cfg.eval.batch_size)
 
 
 def embed(cfg: Config, workdir: pathlib.Path) -> str:
@@ -44,20 +40,23 @@ def embed(cfg: Config, workdir: pathlib.Path) -> str:
     ValueError: if there is nothing to embed, no file can be read, or a text is empty.
   """
   began = time.monotonic()
-  folder = pathlib.Path(cfg.embed.images)
+  folder = start.path_of(cfg.embed.images)
   paths = pictures_below(folder) if cfg.embed.images else []
-  texts = read_texts(pathlib.Path(cfg.embed.texts)) if cfg.embed.texts else []
+  texts = read_texts(start.path_of(cfg.embed.texts)) if cfg.embed.texts else []
   if not paths and not texts:
     raise ValueError(
       "There is nothing to embed; give --config.embed.images=FOLDER, "
       "--config.embed.texts=FILE, or both."
     )
-  output = pathlib.Path(cfg.embed.output or workdir / DEFAULT)
+  output = start.path_of(cfg.embed.output or workdir / DEFAULT)
   if output.is_dir():
     raise ValueError(f"config.embed.output={output} is a folder; name a file in it.")
   output.parent.mkdir(parents=True, exist_ok=True)
 
   model = model_of(cfg, workdir)
+  text = model.encode_text(
+    texts
+  )  # first: a model may be unable to, and pictures take long
   image, unreadable = _embed_pictures(model, folder, paths)
   side = output.with_suffix(".unreadable.txt")
   _note_unreadable(side, paths, unreadable)
@@ -66,7 +65,6 @@ def embed(cfg: Config, workdir: pathlib.Path) -> str:
     raise ValueError(
       f"None of the {len(paths)} pictures below {folder} can be read; see {side}."
     )
-  text = model.encode_text(texts)
   _write(
     output,
     image=image,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from rankclip_jax import inference
+from rankclip_jax import inference, start
 from rankclip_jax.config import Config
 from rankclip_jax.search import embedding, panel
 
@@ -44,12 +44,12 @@ def search(cfg: Config, workdir: pathlib.Path) -> str:
       "There is no query; give --config.search.query=TEXT or the path of a picture."
     )
   picture = _picture_of(query)
-  index = read(pathlib.Path(cfg.search.embeddings or workdir / embedding.DEFAULT))
+  index = read(start.path_of(cfg.search.embeddings or workdir / embedding.DEFAULT))
   model = embedding.model_of(cfg, workdir)
   check_same_model(index, model)
   encoded = model.encode_image(picture) if picture else model.encode_text(query)
   places, cosines = nearest(index.image, encoded[0], cfg.search.top)
-  folder = pathlib.Path(cfg.embed.images) if cfg.embed.images else index.folder
+  folder = start.path_of(cfg.embed.images) if cfg.embed.images else index.folder
   hits = [
     panel.Hit(rank, float(cosine), index.paths[place], folder / index.paths[place])
     for rank, (place, cosine) in enumerate(zip(places, cosines, strict=True), 1)
@@ -137,7 +137,8 @@ def check_same_model(index: Index, model: inference.Model) -> None:
     f"({model.source}):\n  "
     + "\n  ".join(wrong)
     + "\nEmbed the pictures again with --config.mode=embed, or name the model they were "
-    "made with by --config.init.weights=PATH or --config.eval.checkpoint=STEP."
+    "made with by --config.eval.checkpoint=STEP, or by --config.init.weights=PATH and a "
+    "--workdir without checkpoints (--config.search.embeddings names this file there)."
   )
 
 

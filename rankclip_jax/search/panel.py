@@ -1,14 +1,14 @@
 """The hits of a search as one picture: the query on top, rank and cosine beneath each."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from rankclip_jax.data import transforms
+from rankclip_jax.search import lettering
+from rankclip_jax.search.lettering import Style
 
 _COLUMNS = 5
 _MOST = 50  # hits drawn; the table has all of them
@@ -19,9 +19,8 @@ _CAPTION = 62  # height of the two lines beneath a tile
 _WIDTH = 2 * _MARGIN + _COLUMNS * _TILE + (_COLUMNS - 1) * _GAP
 _QUERY_LINES = 3
 _INK, _SOFT, _PAPER, _EMPTY = "#1d2129", "#667080", "#ffffff", "#eef0f3"
-
-# What of a text is left when it has to be shorter by some characters.
-_Shortened = Callable[[str, int], str]
+_TITLE, _NOTE = Style(34, bold=True), Style(20)
+_RANK, _COSINE, _NAME, _MISSING = Style(22, bold=True), Style(22), Style(16), Style(18)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,31 +64,31 @@ def _header(query: str | pathlib.Path, hits: int, shown: int, among: int) -> Ima
   if isinstance(query, pathlib.Path):
     tile = _tile(query)
     left += _TILE + _GAP
-    title = [_fitting(query.name, _font(34, bold=True), _WIDTH - _MARGIN - left, _middle)]
+    space = _WIDTH - _MARGIN - left
+    title = [lettering.fitting(query.name, _TITLE, space, lettering.middle)]
   else:
-    title = _wrapped(f"“{query}”", _font(34, bold=True), _WIDTH - _MARGIN - left)
+    title = lettering.wrapped(f"“{query}”", _TITLE, _WIDTH - _MARGIN - left, _QUERY_LINES)
   text_height = 46 * len(title) + 34
   height = 2 * _MARGIN + max(text_height, _TILE if tile else 0)
   header = Image.new("RGB", (_WIDTH, height), _PAPER)
   if tile:
     header.paste(tile, (_MARGIN, _MARGIN))
-  pen = ImageDraw.Draw(header)
   top = (height - text_height) // 2
   for i, line in enumerate(title):
-    pen.text((left, top + 46 * i), line, font=_font(34, bold=True), fill=_INK)
-  pen.text((left, top + 46 * len(title) + 6), note, font=_font(20), fill=_SOFT)
+    lettering.write(header, (left, top + 46 * i), line, _TITLE, _INK)
+  lettering.write(header, (left, top + 46 * len(title) + 6), note, _NOTE, _SOFT)
   return header
 
 
 def _draw_hit(panel: Image.Image, hit: Hit, left: int, top: int) -> None:
   panel.paste(_tile(hit.path), (left, top))
-  pen = ImageDraw.Draw(panel)
-  pen.text((left, top + _TILE + 8), f"{hit.rank}", font=_font(22, bold=True), fill=_INK)
-  right = left + _TILE
+  first, second = top + _TILE + 8, top + _TILE + 38
+  lettering.write(panel, (left, first), f"{hit.rank}", _RANK, _INK)
   cosine = f"{hit.cosine:.3f}"
-  pen.text((right, top + _TILE + 8), cosine, font=_font(22), fill=_INK, anchor="ra")
-  name = _fitting(hit.name, _font(16), _TILE, _end)
-  pen.text((left, top + _TILE + 38), name, font=_font(16), fill=_SOFT)
+  right = left + _TILE - round(lettering.width(cosine, _COSINE))
+  lettering.write(panel, (right, first), cosine, _COSINE, _INK)
+  name = lettering.fitting(hit.name, _NAME, _TILE, lettering.end)
+  lettering.write(panel, (left, second), name, _NAME, _SOFT)
 
 
 def _tile(path: pathlib.Path) -> Image.Image:
@@ -101,73 +100,10 @@ def _tile(path: pathlib.Path) -> Image.Image:
   except Exception:  # Pillow's decoders raise a dozen kinds
     middle = (_TILE // 2, _TILE // 2)
     pen = ImageDraw.Draw(tile)
-    pen.text(middle, "cannot be read", font=_font(18), fill=_SOFT, anchor="mm")
+    pen.text(middle, "cannot be read", font=_MISSING.font, fill=_SOFT, anchor="mm")
     return tile
   scale = _TILE / max(picture.size)
   width, height = (max(1, round(side * scale)) for side in picture.size)
   picture = picture.resize((width, height), Image.Resampling.BICUBIC)
   tile.paste(picture, ((_TILE - width) // 2, (_TILE - height) // 2))
   return tile
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-  """Text in lines of `width` pixels, cut after `_QUERY_LINES`."""
-  lines, rest = [], " ".join(_drawable(text).split())
-  while rest and len(lines) < _QUERY_LINES:
-    last = len(lines) == _QUERY_LINES - 1
-    if font.getlength(rest) <= width or last:
-      lines.append(_fitting(rest, font, width, _start))
-      break
-    fits = lambda n, rest=rest: font.getlength(rest[:n]) <= width
-    count = _longest(fits, len(rest))
-    count = rest.rfind(" ", 0, count + 1) if " " in rest[: count + 1] else count
-    lines.append(rest[:count])
-    rest = rest[count:].lstrip()
-  return lines
-
-
-def _fitting(
-  text: str, font: ImageFont.FreeTypeFont, width: int, shorten: _Shortened
-) -> str:
-  """`text`, shortened if it is wider than `width` pixels."""
-  text = _drawable(text)
-  if font.getlength(text) <= width:
-    return text
-  fits = lambda n: font.getlength(shorten(text, n)) <= width
-  return shorten(text, _longest(fits, len(text)))
-
-
-def _longest(fits: Callable[[int], bool], most: int) -> int:
-  """The largest number from 1 to `most` that fits, by halving; 1 if none does."""
-  low, high = 1, most
-  while low < high:
-    middle = (low + high + 1) // 2
-    low, high = (middle, high) if fits(middle) else (low, middle - 1)
-  return low
-
-
-def _start(text: str, count: int) -> str:
-  return text[:count].rstrip() + "…"
-
-
-def _end(text: str, count: int) -> str:
-  """The end of a path is what tells it from its neighbours."""
-  return "…" + text[-count:]
-
-
-def _middle(text: str, count: int) -> str:
-  return text[: count - count // 2] + "…" + text[len(text) - count // 2 :]
-
-
-def _drawable(text: str) -> str:
-  """Without what a font has no picture of and Pillow refuses."""
-  text = text.encode(errors="backslashreplace").decode()
-  return "".join(c if c.isprintable() else " " for c in text)
-
-
-@functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-  """DejaVu Sans, which comes with matplotlib and has most alphabets."""
-  name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-  fonts = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
-  return ImageFont.truetype(fonts / name, size)

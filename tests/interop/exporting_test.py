@@ -11,7 +11,7 @@ from PIL import Image
 
 from rankclip_jax import interop
 from rankclip_jax.data import tokenizer, transforms
-from rankclip_jax.interop import Card, exporting
+from rankclip_jax.interop import Card, described, exporting
 from rankclip_jax.models import sizes, two_tower
 from rankclip_jax.models.sizes import ResNetSize, TextSize, TwoTowerSize, ViTSize
 
@@ -99,9 +99,52 @@ def test_transformers_loads_the_folder(tmp_path, peer, activation):
   assert_bit_equal(back.params, params)
 
 
-def prepared(size: TwoTowerSize) -> np.ndarray:
+SQUASHED = {"interpolation": "bilinear", "resize_mode": "squash"}
+
+
+@pytest.mark.parametrize(
+  "how",
+  [SQUASHED, {**SQUASHED, "resize_mode": "shortest"},
+   {**SQUASHED, "interpolation": "bicubic"}],
+)  # fmt: skip
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_the_way_to_resize_is_kept_and_seen_by_both(tmp_path, how, library):
+  write = getattr(interop, f"write_{library}")
+  size = sizes.changed(VIT, std=(0.5, 0.4, 0.3))
+  write(tmp_path / "a", parameters(size), size, CARD, how)
+  first = interop.read(tmp_path / "a")
+  assert first.preprocessing == {
+    "image_size": 24, "mean": list(size.mean), "std": list(size.std), **how,
+  }  # fmt: skip
+  write(tmp_path / "b", first.params, first.size, CARD, first.preprocessing)
+  assert interop.read(tmp_path / "b").preprocessing == first.preprocessing
+
+  picture = Image.fromarray(PICTURE)
+  if library == "open_clip":
+    name = f"local-dir:{tmp_path / 'b'}"
+    _, _, preprocess = peers.open_clip.create_model_and_transforms(name)
+    theirs, tolerance = preprocess(picture).numpy(), 1e-6
+  else:
+    processor = peers.transformers.CLIPProcessor.from_pretrained(tmp_path / "b")
+    theirs = processor(images=picture, return_tensors="np")["pixel_values"][0]
+    tolerance = 2 / 255 / 0.3  # of tensors, as above
+  np.testing.assert_allclose(theirs, prepared(size, **how), atol=tolerance)
+
+
+def test_a_way_to_resize_that_a_library_has_not_is_refused(tmp_path):
+  for write, how, what in (
+    (interop.write_open_clip, {"interpolation": "lanczos"}, "wants lanczos.*transform"),
+    (interop.write_transformers, {"resize_mode": "longest"}, "mode longest.*open_clip"),
+  ):
+    preprocessing = {**described.CLIP_PREPROCESSING, **how}
+    with pytest.raises(ValueError, match=what):
+      write(tmp_path / "x", parameters(VIT), VIT, CARD, preprocessing)
+  assert not list(tmp_path.iterdir())
+
+
+def prepared(size: TwoTowerSize, **how) -> np.ndarray:
   """PICTURE as the towers see it here, [3, height, width]."""
-  pixels = transforms.resize_center_crop(PICTURE, size.image_size)
+  pixels = transforms.resize_center_crop(PICTURE, size.image_size, **how)
   pixels = pixels.astype(np.float32) / 255
   return ((pixels - np.float32(size.mean)) / np.float32(size.std)).transpose(2, 0, 1)
 
@@ -112,9 +155,10 @@ def test_the_card_names_the_run_and_its_usage_runs(tmp_path, monkeypatch, capsys
   text = (tmp_path / "nano" / "README.md").read_text(encoding="utf-8")
 
   for fact in ('license: "cc-by-sa-4.0"', "# A nano model", "the built-in pictures",
-               "| image_retrieval_recall@1 | 0.2500 |", "| undefined | not defined |",
+               "| image_retrieval_recall@1 | 0.2500 |",
                "| Steps | 7 |", "arXiv:2404.09387", "patch 8", "10 tokens"):  # fmt: skip
     assert fact in text
+  assert "undefined" not in text
   huggingface_hub = pytest.importorskip("huggingface_hub")  # of transformers
   data = huggingface_hub.ModelCard(text).data
   assert data.license == CARD.licence
@@ -156,6 +200,39 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
   interop.write_transformers(out, parameters(VIT), VIT, CARD)
   assert not (out / "open_clip_config.json").exists()
   assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_former_export_comes_back_when_the_new_one_cannot_take_its_place(
+  tmp_path, monkeypatch
+):
+  out = tmp_path / "out"
+  interop.write_open_clip(out, parameters(VIT), VIT, CARD)
+  before = {p.name: p.read_bytes() for p in out.iterdir()}
+  rename = pathlib.Path.rename
+
+  def fail(self, target):
+    if self.name == "new":
+      raise OSError("no more names")
+    return rename(self, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(OSError, match="no more names"):
+      interop.write_transformers(out, parameters(VIT), VIT, CARD)
+  assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+  assert list(tmp_path.iterdir()) == [out]
+
+  def fail_twice(self, target):
+    if self.name in ("new", "old"):
+      raise OSError("no more names at all")
+    return rename(self, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "rename", fail_twice)
+    with pytest.raises(OSError, match="no more names at all"):
+      interop.write_transformers(out, parameters(VIT), VIT, CARD)
+  kept = [p for p in tmp_path.rglob("old") if p.is_dir()]
+  assert {p.name: p.read_bytes() for p in kept[0].iterdir()} == before
 
 
 def test_what_is_not_an_export_is_left_alone(tmp_path):

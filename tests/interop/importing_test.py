@@ -13,49 +13,13 @@ import peers
 import pytest
 import safetensors.numpy
 import safetensors.torch
+from folders import CONFIG, WEIGHTS, change, save_open_clip
 
 from rankclip_jax import interop
 from rankclip_jax.interop import layouts
 from rankclip_jax.models.sizes import TextSize, TwoTowerSize, ViTSize
 
 torch = peers.torch
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-
-
-def save_open_clip(folder: pathlib.Path, model, config) -> pathlib.Path:
-  folder.mkdir()
-  safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS)
-  (folder / CONFIG).write_text(json.dumps({"model_cfg": config}))
-  return folder
-
-
-@pytest.fixture(scope="module")
-def open_clip_folder(tmp_path_factory, peer) -> pathlib.Path:
-  return save_open_clip(tmp_path_factory.mktemp("x") / "vit", *peer.open_clip())
-
-
-@pytest.fixture(scope="module")
-def transformers_folder(tmp_path_factory, peer) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp("x") / "clip"
-  peer.transformers().save_pretrained(folder)
-  return folder
-
-
-@pytest.fixture
-def copy(tmp_path):
-  """A folder that a test may damage."""
-  return lambda folder: pathlib.Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def change(path: pathlib.Path, keys: str, value) -> None:
-  """Sets a key of a JSON file, "a.b" for an object within an object."""
-  content = json.loads(path.read_text())
-  *outer, last = keys.split(".")
-  inner = content
-  for key in outer:
-    inner = inner.setdefault(key, {})
-  inner[last] = value
-  path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -177,123 +141,6 @@ def test_other_precisions_become_float32(open_clip_folder, copy, dtype, caplog):
   assert np.dtype("bfloat16") == ml_dtypes.bfloat16
 
 
-def test_preprocessing_comes_from_the_config(open_clip_folder, copy, caplog):
-  folder = copy(open_clip_folder)
-  wanted = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
-  change(folder / CONFIG, "preprocess_cfg", wanted | {"resize_mode": "squash"})
-  weights = interop.read(folder)
-  assert weights.size.mean == (0.1, 0.2, 0.3)
-  assert weights.size.std == (0.5, 0.6, 0.7)
-  assert weights.preprocessing == {
-    "image_size": 32, **wanted, "interpolation": "bicubic", "resize_mode": "squash",
-  }  # fmt: skip
-  assert "squash" in caplog.text
-
-
-@pytest.mark.parametrize(
-  "content, mode",
-  [
-    ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, "squash"),
-    ({"size": 32, "crop_size": 32, "resample": 2}, "shortest"),
-  ],
-)
-@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
-def test_preprocessing_comes_from_the_preprocessor(
-  transformers_folder, copy, file, content, mode
-):
-  folder = copy(transformers_folder)
-  content = content | {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
-  nested = {"image_processor": content} if file.startswith("processor") else content
-  (folder / file).write_text(json.dumps(nested))
-  weights = interop.read(folder)
-  assert weights.preprocessing["resize_mode"] == mode
-  how = "bilinear" if "resample" in content else "bicubic"
-  assert weights.preprocessing["interpolation"] == how
-  assert weights.size.mean == (0.1, 0.2, 0.3)
-
-
-@pytest.mark.parametrize(
-  "key, value, message",
-  [
-    ("vision_cfg.width", 96, "vision_cfg.width is 96, but visual.conv1.weight of shape "
-     r"\[48, 3, 8, 8\] says 48"),
-    ("vision_cfg.layers", [1, 1, 1, 1], r"vision_cfg.layers is \(1, 1, 1, 1\), but "
-     r"visual.transformer.resblocks.2.* says 3"),
-    ("text_cfg.context_length", 77, "context_length is 77, but positional_embedding"),
-    ("text_cfg.heads", 0, "text_cfg.heads must be a whole number above 0, got 0"),
-    ("vision_cfg.head_width", 7, "vision_cfg.head_width is 7, which does not divide 48"),
-    ("init_logit_bias", -10, "init_logit_bias is set, but there is no tensor logit_bias"),
-    ("vision_cfg.image_size", [32, 64], r"image_size is \[32, 64\]; only square"),
-    ("vision_cfg.timm_model_name", "vit_b", "timm_model_name is 'vit_b'.* not supported"),
-    ("text_cfg.hf_model_name", "bert", "text_cfg.hf_model_name is 'bert'"),
-    ("text_cfg.pool_type", "last", "pool_type is 'last'.* must be 'argmax'"),
-    ("text_cfg.no_causal_mask", True, "no_causal_mask is True.* must not be set"),
-    ("vision_cfg.qk_norm", True, "vision_cfg.qk_norm is True"),
-    ("vision_cfg.mlp_ratio", 3.5, "vision_cfg.mlp_ratio is 3.5.* must be 4.0"),
-    ("vision_cfg.norm_kwargs", {"eps": 1e-6}, "vision_cfg.norm_kwargs is {'eps'"),
-    ("vision_cfg.new_idea", 1, "vision_cfg.new_idea is 1.* not supported"),
-    ("multimodal_cfg", {}, "model_cfg.multimodal_cfg is {}, which is not supported"),
-    ("text_cfg", None, "should have an object 'text_cfg', got None"),
-  ],
-)  # fmt: skip
-def test_configs_that_do_not_fit_are_refused(open_clip_folder, copy, key, value, message):
-  folder = copy(open_clip_folder)
-  change(folder / CONFIG, f"model_cfg.{key}", value)
-  with pytest.raises(ValueError, match=message) as error:
-    interop.read(folder)
-  assert str(folder / CONFIG) in str(error.value)
-
-
-@pytest.mark.parametrize(
-  "key, value, message",
-  [
-    ("model_type", "siglip", "model_type is 'siglip'.* CLIPModel"),
-    ("model_type", "chinese_clip", "model_type is 'chinese_clip'.* CLIPModel"),
-    ("text_config.layer_norm_eps", 1e-6, "text_config.layer_norm_eps is 1e-06"),
-    ("vision_config.hidden_act", "relu", "hidden_act is 'relu'.*'gelu' or 'quick_gelu'"),
-    ("vision_config.hidden_act", "gelu", "they must be the same"),
-    ("vision_config.intermediate_size", 99, "vision_config.intermediate_size is 99"),
-    ("text_config.eos_token_id", 7, "eos_token_id is 7.*49407 is needed"),
-    ("projection_dim", 512, r"projection_dim is 512, but text_projection.weight of shape "
-     r"\[24, 32\] says 24"),
-    ("text_config.num_hidden_layers", 4, "num_hidden_layers is 4, but text_model"),
-  ],
-)  # fmt: skip
-def test_configs_of_transformers_that_do_not_fit_are_refused(
-  transformers_folder, copy, key, value, message
-):
-  folder = copy(transformers_folder)
-  change(folder / "config.json", key, value)
-  with pytest.raises(ValueError, match=message) as error:
-    interop.read(folder)
-  assert str(folder / "config.json") in str(error.value)
-
-
-def test_an_old_config_reads_captions_at_the_largest_id(transformers_folder, copy, peer):
-  folder = copy(transformers_folder)
-  change(folder / "config.json", "text_config.eos_token_id", 2)
-  change(folder / "config.json", "vision_config_dict", None)
-  model = peers.transformers.CLIPModel.from_pretrained(folder).eval()
-  weights = interop.read(folder)
-  peer.assert_same(
-    peer.ours(weights.params, weights.size), peer.theirs(model, weights.size)
-  )
-
-
-def test_a_preprocessor_that_has_no_counterpart_is_refused(transformers_folder, copy):
-  folder = copy(transformers_folder)
-  path = folder / "preprocessor_config.json"
-  for content, message in (
-    ({"size": {"shortest_edge": 40}, "crop_size": 32}, "'shortest_edge': 40"),
-    ({"do_normalize": False}, "do_normalize is false"),
-    ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
-    ({"image_mean": [0.5]}, "mean of pictures must be three numbers"),
-  ):
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-      interop.read(folder)
-
-
 def damaged(folder: pathlib.Path, what: str) -> pathlib.Path:
   """A path that is not a CLIP; its file is called model.safetensors unless said."""
   path = folder / "model.safetensors"
@@ -390,9 +237,10 @@ def test_a_missing_shard_is_named(tmp_path, peer):
   (tmp_path / shard).unlink()
   with pytest.raises(ValueError, match=f"{shard} is missing"):
     interop.read(tmp_path)
-  change(index, "weight_map", {"logit_scale": "../secret.safetensors"})
-  with pytest.raises(ValueError, match="only files beside it are read"):
-    interop.read(tmp_path)
+  for wrong in "../secret.safetensors", ["x"], {}, None, "", 7:
+    change(index, "weight_map", {"logit_scale": wrong})
+    with pytest.raises(ValueError, match="lists .*; only files beside it are read"):
+      interop.read(tmp_path)
 
 
 def test_the_wish_for_an_activation_beats_the_config_and_is_logged(
@@ -408,3 +256,38 @@ def test_what_is_read_is_written_as_it_was(open_clip_folder):
   state = layouts.to_openai(weights.params, weights.size)
   for name, x in safetensors.numpy.load_file(open_clip_folder / WEIGHTS).items():
     np.testing.assert_array_equal(state[name], x)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path, peer):
+  model, _ = plain_model(peer)
+  state = model.state_dict()
+  other = {"text.positional_embedding": torch.zeros_like(state["positional_embedding"])}
+  torch.save(state | other, tmp_path / "x.pt")
+  with pytest.raises(ValueError, match=r"x\.pt holds positional_embedding twice, also "
+                     'with "text." before it'):  # fmt: skip
+    interop.read(tmp_path / "x.pt")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path, peer):
+  peer.transformers().save_pretrained(tmp_path, max_shard_size="1MB")
+  shards = sorted(tmp_path.glob("model-*.safetensors"))
+  states = [safetensors.numpy.load_file(shard) for shard in shards]
+  name = next(iter(states[0]))
+  safetensors.numpy.save_file(states[1] | {name: states[0][name]}, shards[1])
+  with pytest.raises(ValueError, match=f"safetensors holds {name} twice, in another"):
+    interop.read(tmp_path)
+
+
+def test_weights_of_any_name_are_read_in_a_folder_of_their_own(tmp_path, peer):
+  model, size = plain_model(peer)
+  torch.save(model.state_dict(), tmp_path / "weights.PT")
+  safetensors.torch.save_file(model.state_dict(), tmp_path / "weights")
+  for name in "weights.PT", "weights":
+    assert interop.read(tmp_path / name, activation="quick_gelu").size == size
+
+
+def test_json_that_is_nested_too_deeply_is_refused(open_clip_folder, copy):
+  folder = copy(open_clip_folder)
+  (folder / CONFIG).write_text("[" * 100_000)
+  with pytest.raises(ValueError, match=f"{CONFIG} is not valid JSON"):
+    interop.read(folder)

@@ -160,6 +160,21 @@ def test_integers_are_refused():
     layouts.from_openai(state, SIZE)
 
 
+def test_complex_numbers_are_refused():
+  state = layouts.to_openai(numbered(SIZE), SIZE)
+  state["ln_final.bias"] = state["ln_final.bias"] + 1j
+  with pytest.raises(ValueError, match=r"ln_final.bias holds complex numbers \(complex"):
+    layouts.from_openai(state, SIZE)
+
+
+def test_what_is_not_there_is_called_so_whatever_was_named():
+  state = layouts.to_openai(numbered(SIZE), SIZE)
+  del state["logit_scale"]
+  with pytest.raises(ValueError, match=r"one whole CLIP of their shapes: 1 missing: "
+                     r"logit_scale. Save the model's whole state_dict"):  # fmt: skip
+    layouts.from_openai(state, SIZE)
+
+
 def test_facts_and_buffers_of_archives_are_no_weights():
   params = numbered(SIZE)
   state = layouts.to_openai(params, SIZE)
