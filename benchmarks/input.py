@@ -8,7 +8,8 @@ Makes JPEGs of scikit-image's photographs, 256 and 512 pixels wide, as files wit
 and as tars, and has every loader make training batches of them: a random crop of 90 to
 100 % of the picture at 224 pixels (open_clip's default) and 77 tokens. Every contender
 runs in a process of its own with `--readers` threads or worker processes, in turns; the
-files are in the page cache. PyTorch's loaders give normalised floats, ours bytes that are
+files are in the page cache. "Bare decoding" is what so many processes decode, crop and
+scale at the same time if they do nothing else. PyTorch's loaders give normalised floats, ours bytes that are
 normalised on the device, as each does in training.
 
 `--index` times the index of a tar of 10,000 examples; `--steps=20000` watches the memory
@@ -21,6 +22,7 @@ import dataclasses
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -32,6 +34,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -109,7 +112,19 @@ def _ours(kind: str, workers: bool = False) -> Callable[..., Iterator[int]]:
 
 
 def _bare(folder: Path, batch: int, readers: int) -> Iterator[int]:
-  """One thread that decodes and crops bytes in memory and no more, times readers."""
+  """As many processes as readers that decode and crop bytes in memory and no more."""
+  counts = multiprocessing.get_context("spawn").Queue(2 * readers)
+  for _ in range(readers):
+    worker = multiprocessing.get_context("spawn").Process(
+      target=_decode, args=(folder, batch, counts), daemon=True
+    )
+    worker.start()
+  while True:
+    yield counts.get()
+
+
+def _decode(folder: Path, batch: int, counts: Any) -> None:
+  """Puts `batch` on the queue whenever so many were decoded."""
   from rankclip_jax.data import opening
   from rankclip_jax.data.views import View
 
@@ -120,7 +135,7 @@ def _bare(folder: Path, batch: int, readers: int) -> Iterator[int]:
   for start in itertools.count(0, batch):
     for i in range(start, start + batch):
       view.fill(out, examples[i % len(examples)], rng)
-    yield batch * readers
+    counts.put(batch)
 
 
 def _open_clip(kind: str) -> Callable[..., Iterator[int]]:

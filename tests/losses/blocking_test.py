@@ -1,6 +1,7 @@
 """How many rows at once and which order, by platform, objective and length."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_what_cannot_be_is_refused_and_what_can_is_named(options, message):
 
 def test_a_refusal_names_no_kernel_that_cannot_be(monkeypatch):
   released = dataclasses.replace(RANKCLIP, eps=1e-10)
-  options = dict(order="packed", length=65537, platform="cpu")
+  options: dict[str, Any] = dict(order="packed", length=65537, platform="cpu")
   with pytest.raises(ValueError, match='use order="auto" or "exact".$'):
     choose(released, **options)
   monkeypatch.setattr(native, "available", lambda: False)

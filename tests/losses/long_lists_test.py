@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ def test_the_oracle_of_long_lists_is_the_loop():
   place = rng.permutation(40)
   for decay in ("none", "log"):
     scores, reference = 100.0 * rng.uniform(-1, 1, 40), rng.integers(0, 9, 40)
-    options = dict(decay=decay, place=place)
+    options: dict[str, Any] = dict(decay=decay, place=place)
     expected = oracle.nll_and_gradient(scores, reference, **options)
     actual = oracle.nll_and_gradient_of_long(scores, reference, **options)
     oracle.assert_close(actual, expected, 1e-12)
