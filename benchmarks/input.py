@@ -9,8 +9,8 @@ and as tars, and has every loader make training batches of them: a random crop o
 100 % of the picture at 224 pixels (open_clip's default) and 77 tokens. Every contender
 runs in a process of its own with `--readers` threads or worker processes, in turns; the
 files are in the page cache. "Bare decoding" is what so many processes decode, crop and
-scale at the same time if they do nothing else. PyTorch's loaders give normalised floats, ours bytes that are
-normalised on the device, as each does in training.
+scale at the same time if they do nothing else. PyTorch's loaders give normalised floats,
+ours bytes that are normalised on the device, as each does in training.
 
 `--index` times the index of a tar of 10,000 examples; `--steps=20000` watches the memory
 of so many small batches.
