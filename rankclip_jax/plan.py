@@ -159,6 +159,12 @@ def source_of(
     ValueError: if there are none, or something of the held-out ones is damaged.
   """
   if cfg.data.source == "openmoji":
+    given = [x for x in ("train", "test", "caption_key") if getattr(cfg.data, x)]
+    if given:
+      raise ValueError(
+        f'data.source="openmoji" reads no files, and data.{given[0]} is given; name its '
+        "format, for instance --config.data.source=tar."
+      )
     return OpenMoji(split, holdout=cfg.data.holdout)
   path = {"train": cfg.data.train, "test": cfg.data.test}[split]
   if not path:
@@ -175,7 +181,11 @@ def source_of(
     cache=cache,
   )
   weighted = split == "train" and bool(cfg.data.weights)
-  return opening.open_source(cfg.data.source, path, options, parts=weighted)
+  how = cfg.data.source
+  if split == "test" and how != "tfds":
+    # What is held out is often of another format.
+    how = opening.recognised_all(path) or how
+  return opening.open_source(how, path, options, parts=weighted)
 
 
 def _batch_norm_groups(cfg: Config, size: sizes.TwoTowerSize, mesh: Mesh) -> int:

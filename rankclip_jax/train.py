@@ -24,7 +24,7 @@ from rankclip_jax import checkpoint, config, environment, evaluate, metrics, sta
 from rankclip_jax import plan as plans
 from rankclip_jax import state as states
 from rankclip_jax.config import Config
-from rankclip_jax.data.bad_examples import Allowance, BadExamples
+from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
 from rankclip_jax.data.source import losses_of
 from rankclip_jax.feed import Feed
 from rankclip_jax.models import two_tower
@@ -185,6 +185,7 @@ def _loop(
   step_fn = compile_step(p)
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))
+  check_lost(losses_of(p.source), len(p.source), cfg.data.max_bad_fraction)
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None

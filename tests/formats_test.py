@@ -176,6 +176,17 @@ def test_training_on_files_ends_with_the_same_parameters(data, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, ends["tar"], ends["mixture"])
 
 
+def test_what_is_held_out_may_be_of_another_format(data):
+  cfg = of(data["tar"], test=data["csv"].test)
+  assert len(plan.source_of(cfg, "test")) == COUNT
+  assert plan.source_of(cfg, "test")[0].key == "00.jpg"
+
+
+def test_the_built_in_data_reads_no_files():
+  with pytest.raises(ValueError, match=r"data\.train is given.*data\.source=tar"):
+    plan.source_of(of(CONFIG.data, train="mine.tsv"), "train")
+
+
 @pytest.fixture
 def damaged(tmp_path):
   """A TSV of which two pictures are cut short and one is missing."""

@@ -1,11 +1,12 @@
 """Examples that training could not use: written down once each, counted, and bounded."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rankclip_jax.data.source import BadExample, Loss
 
@@ -26,7 +27,7 @@ class BadExamples:
     """Goes on with the file, if there is one. Its folder must exist."""
     self.path = path
     self._lock = threading.Lock()
-    self._known = {(line["shard"], line["key"]) for line in self.lines()}
+    self._known = {(line.get("shard"), line.get("key")) for line in self.lines()}
     if path.exists() and (whole := path.read_bytes()) and not whole.endswith(b"\n"):
       path.write_bytes(whole + b"\n")  # or the torn line would take the next with it
 
@@ -46,24 +47,22 @@ class BadExamples:
     """What the file has by now; a line that a crash cut short is passed over."""
     if not self.path.exists():
       return
-    with self.path.open(encoding="utf-8") as file:
-      for text in file:
-        try:
-          yield json.loads(text)
-        except json.JSONDecodeError:
-          continue
+    for text in self.path.read_bytes().splitlines():
+      with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
+        if isinstance(line := json.loads(text), dict):
+          yield line
 
   def summary(self) -> str:
     """One line with counts by reason and the worst shards; "" if there is nothing."""
-    lines = list({(x["shard"], x["key"]): x for x in self.lines()}.values())
+    lines = list({(x.get("shard"), x.get("key")): x for x in self.lines()}.values())
     if not lines:
       return ""
-    reasons = collections.Counter(x["reason"] for x in lines)
-    shards = collections.Counter(x["shard"] for x in lines if x["shard"])
+    reasons = collections.Counter(x.get("reason") for x in lines)
+    shards = collections.Counter(x.get("shard") for x in lines if x.get("shard"))
     parts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     worst = ", ".join(f"{n} in {shard}" for shard, n in shards.most_common(3))
     return (
-      f"{len(lines)} bad examples were replaced ({parts}"
+      f"{len(lines)} bad examples or shards were met ({parts}"
       + (f"; {worst}" if worst else "")
       + f"); all are in {self.path.name}."
     )
@@ -73,7 +72,7 @@ class BadExamples:
       if (line["shard"], line["key"]) in self._known:
         return
       self._known.add((line["shard"], line["key"]))
-    data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    data = (json.dumps(line) + "\n").encode()
     number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
       os.write(number, data)
@@ -85,6 +84,26 @@ class BadExamples:
 
   def __setstate__(self, state):
     self.__init__(**state)
+
+
+def check_lost(losses: Sequence[Loss], examples: int, most: float) -> None:
+  """Refuses data of which shards are known to have lost too much.
+
+  Args:
+    losses: of the source; of those whose count is not known, nothing can be said.
+    examples: that are there.
+    most: the share that may be bad.
+
+  Raises:
+    ValueError: naming both numbers and the first shard.
+  """
+  lost = sum(loss.count for loss in losses)
+  if lost > most * max(lost + examples, _FEWEST):
+    raise ValueError(
+      f"{lost} examples were lost with {len(losses)} shards, {examples} are there, and "
+      f"data.max_bad_fraction={most} allows {most:.1%}; {losses[0].shard}: "
+      f"{losses[0].detail}. Get the shards again, or raise the fraction."
+    )
 
 
 class Allowance:

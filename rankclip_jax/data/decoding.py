@@ -5,6 +5,7 @@ everything it does not like to Pillow.
 """
 
 import io
+import re
 
 import numpy as np
 import simplejpeg
@@ -43,8 +44,7 @@ def exact(example: Example) -> np.ndarray:
   except BadExample:
     raise
   except Exception as error:  # Pillow's decoders raise a dozen kinds.
-    why = f"{type(error).__name__}: {error}"
-    raise _bad(example, "undecodable picture", why) from error
+    raise _undecodable(example, error) from error
 
 
 def size_of(example: Example) -> tuple[int, int]:
@@ -65,8 +65,7 @@ def size_of(example: Example) -> tuple[int, int]:
     with Image.open(io.BytesIO(data)) as picture:
       width, height = picture.size
   except Exception as error:
-    why = f"{type(error).__name__}: {error}"
-    raise _bad(example, "undecodable picture", why) from error
+    raise _undecodable(example, error) from error
   _check_size(example, width, height)
   return height, width
 
@@ -114,6 +113,15 @@ def _check_size(example: Example, width: int, height: int) -> None:
   if width * height > MAX_PIXELS:
     why = f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} together"
     raise _bad(example, "too large picture", why)
+
+
+def _undecodable(example: Example, error: Exception) -> BadExample:
+  # Pillow refuses bombs itself when it sees twice as many pixels.
+  if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+    return _bad(example, "too large picture", str(error))
+  # The address of what was read differs in every run.
+  why = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+  return _bad(example, "undecodable picture", why)
 
 
 def _bad(example: Example, reason: Reason, why: str) -> BadExample:

@@ -41,7 +41,7 @@ def expand(spec: str) -> list[str]:
       names = list(braceexpand.braceexpand(part))
     except ValueError as error:
       raise ValueError(f"{part!r}: the braces do not close.") from error
-    for name in names:
+    for name in map(os.path.expanduser, names):
       found += _matches(name) if glob.has_magic(name) else [name]
   if not found:
     raise ValueError(f"{spec!r} names no file.")
@@ -53,7 +53,7 @@ def _matches(pattern: str) -> list[str]:
     system, path = filesystem(pattern)
     found = sorted(system.unstrip_protocol(match) for match in system.glob(path))
   else:
-    found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    found = sorted(glob.glob(pattern, recursive=True))
   if not found:
     raise ValueError(f"{pattern!r} matches no file.")
   return found

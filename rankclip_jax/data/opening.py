@@ -73,6 +73,15 @@ def open_source(
   return Concatenated([_OPENERS[kind](part, options) for kind, part in named])
 
 
+def recognised_all(spec: str) -> Format | Literal["mixture"] | None:
+  """The format of all parts by their endings; None where one does not say."""
+  try:
+    kinds = {recognised(part) for part in files.parts(spec)}
+  except ValueError:
+    return None
+  return next(iter(kinds), None) if len(kinds) < 2 else "mixture"
+
+
 def recognised(part: str) -> Format:
   """The format of a part of a mixture.
 

@@ -16,8 +16,8 @@ Batch = dict[str, np.ndarray]
 Same = Literal["none", "picture", "caption", "either"]
 
 _KINDS: dict[Same, int] = {"none": 0, "picture": 1, "caption": 1, "either": 2}
-# So many bad examples in a row are no accident.
-_MOST_SUBSTITUTES = 16
+# So many bad examples in a row are no accident, up to nine bad ones of ten.
+_MOST_SUBSTITUTES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Rows:
         self.on_bad(bad)
         if replaced == _MOST_SUBSTITUTES:
           raise ValueError(
-            f"{replaced + 1} examples in a row could not be used; the last one: {bad}"
+            f"{replaced + 1} examples in a row could not be used, so nearly none can; "
+            f"see python -m rankclip_jax.data check. The last one: {bad}"
           ) from bad
         if rng is None:  # by the place's own draw, not by who asks when
           rng = np.random.default_rng((self.seed, visit, index, 1))

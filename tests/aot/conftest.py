@@ -38,7 +38,7 @@ def children(request, tmp_path_factory):
 def compiled(request, children):
   """Facts by the name of the case; of those that compiled, if the child died."""
   child, folder = children[request.path.name]
-  child.wait(timeout=1800)
+  child.wait(timeout=3000)
   results = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
   return {r["case"]: r for r in results} | {
     "stderr": (folder / "err").read_text()[-4000:]

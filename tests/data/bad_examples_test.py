@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from rankclip_jax.data.bad_examples import Allowance, BadExamples
+from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
 from rankclip_jax.data.source import BadExample, Loss
 
 
@@ -37,6 +37,7 @@ def test_a_run_that_goes_on_notes_nothing_twice(tmp_path):
   BadExamples(path)(bad("1"))
   with path.open("a") as file:
     file.write('{"shard": "a.ta')  # a crash
+  path.write_bytes(path.read_bytes() + "\u732b".encode()[:1])  # within a character
   again = BadExamples(path)
   again(bad("1"))
   again(bad("2"))
@@ -71,7 +72,7 @@ def test_odd_keys_are_written(tmp_path):
   note = BadExamples(tmp_path / "bad.jsonl")
   note(bad('caf\udce9/\u732b "quoted"\n'))
   (line,) = note.lines()
-  assert "\u732b" in line["key"]
+  assert line["key"] == 'caf\udce9/\u732b "quoted"\n'
 
 
 def test_a_few_bad_examples_stop_nothing():
@@ -93,3 +94,11 @@ def test_the_share_is_of_all_that_was_read():
 def test_none_may_mean_none():
   with pytest.raises(ValueError, match="1 of 5"):
     Allowance(0.0, "bad.jsonl").count(4, 1)
+
+
+def test_shards_that_lost_too_much_are_refused():
+  losses = [Loss("b.tar", "truncated shard", "ends at byte 0", 20)]
+  check_lost(losses, 5000, 0.01)
+  check_lost([Loss("b.tar", "truncated shard", "ends at byte 0")], 5, 0.0)
+  with pytest.raises(ValueError, match=r"20 examples .* 40 are there, .*b\.tar: ends"):
+    check_lost(losses, 40, 0.01)

@@ -122,6 +122,14 @@ def test_bombs_are_refused_by_their_header(monkeypatch):
       assert caught.value.reason == "too large picture"
 
 
+def test_bombs_that_pillow_refuses_itself_are_too_large_too(monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+  for look in (decoding.exact, decoding.size_of):
+    with pytest.raises(BadExample) as caught:
+      look(example(PNG))
+    assert caught.value.reason == "too large picture"
+
+
 def test_what_libjpeg_only_complains_of_is_used():
   """Extraneous bytes before a marker: simplejpeg refuses them, Pillow does not."""
   marker = JPEG.index(b"\xff\xc0")

@@ -86,7 +86,7 @@ def test_substitutes_do_not_depend_on_processes_threads_or_resuming(processes, s
 
 
 def test_where_nothing_can_be_read_it_stops():
-  with pytest.raises(ValueError, match=r"17 examples in a row .* is bad"):
+  with pytest.raises(ValueError, match=r"201 examples in a row .* is bad"):
     batches(Numbers(8, bad=range(8)))
 
 
