@@ -79,7 +79,9 @@ def recognised_all(spec: str) -> Format | Literal["mixture"] | None:
     kinds = {recognised(part) for part in files.parts(spec)}
   except ValueError:
     return None
-  return next(iter(kinds), None) if len(kinds) < 2 else "mixture"
+  if len(kinds) > 1:
+    return "mixture"
+  return kinds.pop() if kinds else None
 
 
 def recognised(part: str) -> Format:
