@@ -76,7 +76,7 @@ def open_source(
 def recognised_all(spec: str) -> Format | Literal["mixture"] | None:
   """The format of all parts by their endings; None where one does not say."""
   try:
-    kinds = {recognised(part) for part in files.parts(spec)}
+    kinds: set[Format] = {recognised(part) for part in files.parts(spec)}
   except ValueError:
     return None
   if len(kinds) > 1:
