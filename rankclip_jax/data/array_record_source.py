@@ -164,13 +164,6 @@ class ArrayRecordSource:
         )
 
 
-def _text(value: Any) -> str:
-  """A key, whatever it is."""
-  return (
-    value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
-  )
-
-
 def local_copies(paths: Sequence[str], cache: pathlib.Path | None) -> list[str]:
   """The local files among them, and for others copies in `cache`, made if needed.
 

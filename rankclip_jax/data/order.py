@@ -7,7 +7,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from rankclip_jax.data.source import Example, Source
+from rankclip_jax.data.source import Example, Source, losses_of
 
 
 class Concatenated:
@@ -16,7 +16,7 @@ class Concatenated:
   def __init__(self, parts: Sequence[Source]):
     self.parts = tuple(parts)
     self._ends = np.cumsum([len(part) for part in parts])
-    self.losses = [loss for p in parts for loss in getattr(p, "losses", ())]
+    self.losses = [loss for part in parts for loss in losses_of(part)]
 
   def __len__(self) -> int:
     return int(self._ends[-1])
