@@ -10,9 +10,23 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import logging
+
+import absl.logging
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker threads read absl flags, which raise unless they have been parsed.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def _log_levels():
+  """What one test makes audible, as `launcher.run` does, is not heard in the next."""
+  ours, theirs = logging.getLogger("rankclip_jax"), absl.logging.get_verbosity()
+  level = ours.level
+  yield
+  ours.setLevel(level)
+  absl.logging.set_verbosity(theirs)
