@@ -37,12 +37,13 @@ class DataConfig:
     "openmoji", "csv", "tar", "parquet", "tfds", "array_record", "mixture"
   ] = "openmoji"
   # Paths, {000..331} and * patterns, several between "::"; of TFDS NAME[@SPLIT]. What is
-  # trained on, and what is held out.
-  train: str = ""
-  test: str = ""
+  # trained on (it may move, but not change, while a run goes on), and what is held out.
+  train: str = free("")
+  test: str = free("")
   weights: tuple[float, ...] = ()  # in what proportion the parts of `train` are drawn
   caption_key: str = ""  # the column, JSON key or feature of captions; "" is a known name
-  image_key: str = ""  # the feature of pictures in TFDS; "" is a known name
+  # The column or feature of pictures or their paths; "" is a known name. Not for tars.
+  image_key: str = ""
   tfds_dir: str = free("")  # where TFDS data sets lie; "" is ~/tensorflow_datasets
   batch_size: int = 256
   holdout: int = 500  # held-out examples of the built-in data set

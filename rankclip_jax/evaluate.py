@@ -1,8 +1,11 @@
 """Embeds a held-out split on all devices, and runs every evaluation on the result."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rankclip_jax import checkpoint, plan, sharding
-from rankclip_jax import config as configs
 from rankclip_jax.config import Config
 from rankclip_jax.data import decoding, openmoji_labels, pipeline, transforms
+from rankclip_jax.data.rows import check_captions
 from rankclip_jax.data.source import Example, Source
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
@@ -96,10 +99,26 @@ class Evaluator:
     self._encode_image = encoder("encode_image")
     self._encode_text = encoder("encode_text")
 
+  @functools.cached_property
+  def examples(self) -> Sequence[Example]:
+    """All held-out examples, with a thumbnail in each picture's place.
+
+    Pictures are read again when they are embedded: whole splits of them fill memories.
+
+    Raises:
+      BadExample: for the first that cannot be used.
+    """
+    count = len(self._set.source)
+    began = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      found = list(pool.map(self._described, range(count)))
+    seconds = time.perf_counter() - began
+    log.info("Held out: %d pictures, all readable (%.1f s).", count, seconds)
+    return found
+
   def __call__(self, params: Any) -> Evaluation:
     """Embeds every held-out picture and caption once and measures."""
-    # Pictures are read again when they are embedded: whole splits of them fill memories.
-    examples = [self._described(i) for i in range(len(self._set.source))]
+    examples = self.examples
     captions = [c for e in examples for c in e.captions]
     owner = np.repeat(np.arange(len(examples)), [len(e.captions) for e in examples])
     picture = lambda i: decoding.exact(self._set.source[i])
@@ -156,6 +175,7 @@ class Evaluator:
   def _described(self, index: int) -> Example:
     """An example with a thumbnail in its picture's place."""
     example = self._set.source[index]
+    check_captions(example, self._tokenizer)
     image = decoding.exact(example)
     size = min(self._image_size, _THUMBNAIL)
     thumbnail = transforms.resize_center_crop(image, size)
@@ -257,11 +277,10 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
   """
   if not (workdir / checkpoint.DIRECTORY).is_dir():
     raise ValueError(f"{workdir} has no checkpoints; train first (--config.mode=train).")
-  saved = checkpoint.Checkpoints(
-    workdir, best_metric=configs.best_metric(config), read_only=True
-  )
+  saved = checkpoint.of_run(workdir)
   step, facts = saved.facts(config.eval.checkpoint)
-  checkpoint.check_config(facts, config, ("model.", "data.", "objective."))
+  # Another number of held-out examples would be measured on what was trained on.
+  checkpoint.check_config(facts, config, ("model.", "objective.", "data.holdout"))
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   size = sizes.from_json(facts["size"])
   graph, shapes = two_tower.abstract(size, with_bias=facts["logit_bias"])

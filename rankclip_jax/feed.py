@@ -1,30 +1,38 @@
 """Training's input as the loop sees it: batches, their cost, and what was wrong."""
 
+import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from rankclip_jax.data.bad_examples import Allowance
+from rankclip_jax.data.rows import Batch
 
 # The share of its time that a run may wait for data, over so many steps, before it is
 # told what to change.
 _TOLERATED = 0.2
 _WINDOW = 50
 
-Batch = dict[str, np.ndarray]
-
 
 class Feed:
   """Batches one after the other.
 
-  The next one is asked for, and sent to the devices, while they work on the last one, so
-  a wait here costs only what exceeds a step.
+  The next one is asked for, and sent to the devices, while they work on the last one;
+  a wait is the time that they have nothing to do.
+
+  With several processes, one whose data fails may not leave: the others would wait for
+  it within the step. It hands out `blank` rows that say so, and once the numbers of that
+  step are here, one step late and before anything is saved, all raise together.
 
   Args:
     batches: of `pipeline.train_batches`.
-    allowance: of bad examples.
+    blank: a batch of this process's shape.
+    allowance: of bad examples, over all processes.
     say: told once if the input is what a run waits for.
     num_threads, num_workers: that make the batches now, for the advice.
   """
@@ -32,42 +40,107 @@ class Feed:
   def __init__(
     self,
     batches: Iterator[Batch],
+    blank: Batch,
     allowance: Allowance,
     say: Callable[[str], None],
     *,
     num_threads: int,
     num_workers: int,
   ):
-    self._batches, self._allowance, self._say = batches, allowance, say
-    self._threads, self._workers = num_threads, num_workers
+    self._batches, self._blank, self._allowance = batches, blank, allowance
+    self._say, self._threads, self._workers = say, num_threads, num_workers
+    self._failure: Exception | None = None
+    self._watcher = concurrent.futures.ThreadPoolExecutor(1, "watch")
+    self._ready: concurrent.futures.Future[float] | None = None
     self._waits: list[float] = []
+    self._seconds = 0.0  # that the waits are a part of
+    self._left: float | None = None  # when the last batch was handed out
     self._warned = False
-    self._began = time.perf_counter()
 
-  def next(self) -> tuple[Batch, np.ndarray, dict[str, float]]:
-    """What goes to the devices, the examples' ids, and numbers of the host.
+  def next(self) -> tuple[Batch, np.ndarray, float]:
+    """What goes to the devices, the examples' ids, and seconds the devices waited.
+
+    Of the batch, "replaced" is for `counts`.
 
     Raises:
-      ValueError: if an example cannot be used, or too many cannot.
+      ValueError: if this is the only process, and an example cannot be used.
     """
     began = time.perf_counter()
-    batch = next(self._batches)
-    waited = time.perf_counter() - began
-    ids, bad = batch.pop("id"), int(batch.pop("replaced").sum())
-    self._allowance.count(len(ids), bad)
+    batch = self._next()
+    waited = self._idle_since(began)
     self._watch(waited)
-    return batch, ids, {"data_wait_seconds": waited, "replaced_examples": float(bad)}
+    return batch, batch.pop("id"), waited
+
+  def given(self, numbers: Mapping[str, Array]) -> None:
+    """Tells what the devices are now to compute; they are busy until it is there."""
+    self._ready = self._watcher.submit(_when_ready, numbers)
+
+  def check(self, values: dict[str, float]) -> None:
+    """Judges what `counts` found in a step; takes "failed_process" out of `values`.
+
+    Raises:
+      ValueError: if a process could not read its data, or too many examples are bad.
+    """
+    failed = int(values.pop("failed_process"))
+    if self._failure:
+      raise self._failure
+    if failed >= 0:
+      raise ValueError(
+        f"Process {failed} could not read its data; its own message says why. All "
+        "processes stop; no checkpoint was written since."
+      )
+    rows = len(self._blank["id"]) * jax.process_count()
+    self._allowance.count(rows, int(values["replaced_examples"]))
+
+  def pause(self) -> None:
+    """Keeps what the loop does besides steps out of the share of waits."""
+    self._left = None
+
+  def _next(self) -> Batch:
+    try:
+      if not self._failure:
+        return next(self._batches)
+    except Exception as error:
+      if jax.process_count() == 1:
+        raise
+      self._failure = error
+    failed = np.full_like(self._blank["replaced"], -1 - jax.process_index())
+    return {**self._blank, "replaced": failed}
+
+  def _idle_since(self, began: float) -> float:
+    """Seconds since `began`, or since the devices finished, if that was later."""
+    now = time.perf_counter()
+    if self._ready is None:
+      return now - began
+    return max(now - max(began, self._ready.result()), 0) if self._ready.done() else 0.0
 
   def _watch(self, waited: float) -> None:
-    self._waits.append(waited)
-    if len(self._waits) < _WINDOW or self._warned:
-      return
     now = time.perf_counter()
-    share = sum(self._waits) / (now - self._began)
+    if self._left is not None and not self._warned:
+      self._waits.append(waited)
+      self._seconds += now - self._left
+    self._left = now
+    if len(self._waits) < _WINDOW:
+      return
+    share = sum(self._waits) / self._seconds
     if share > _TOLERATED:
       self._warned = True
       self._say(advice(share, self._threads, self._workers, os.cpu_count() or 1))
-    self._waits, self._began = [], now
+    self._waits, self._seconds = [], 0.0
+
+
+@jax.jit
+def counts(replaced: Int[Array, " batch"]) -> dict[str, Int[Array, ""]]:
+  """What `Feed.check` needs to know of a global batch, the same on all processes."""
+  return {
+    "replaced_examples": jnp.sum(jnp.maximum(replaced, 0)),
+    "failed_process": jnp.max(-1 - jnp.minimum(replaced, 0)),
+  }
+
+
+def _when_ready(numbers: Mapping[str, Array]) -> float:
+  jax.block_until_ready(numbers)
+  return time.perf_counter()
 
 
 def advice(share: float, threads: int, workers: int, cores: int) -> str:

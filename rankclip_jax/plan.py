@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -14,7 +14,8 @@ from rankclip_jax import optim, sharding
 from rankclip_jax.config import Config
 from rankclip_jax.data import opening, pipeline, transforms
 from rankclip_jax.data.openmoji import OpenMoji
-from rankclip_jax.data.source import BadExample, Source
+from rankclip_jax.data.rows import blank
+from rankclip_jax.data.source import BadExample, Source, identity_of
 from rankclip_jax.data.tokenizer import VOCABULARY_SIZE, Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
@@ -159,7 +160,8 @@ def source_of(
     ValueError: if there are none, or something of the held-out ones is damaged.
   """
   if cfg.data.source == "openmoji":
-    given = [x for x in ("train", "test", "caption_key") if getattr(cfg.data, x)]
+    fields = ("train", "test", "caption_key", "image_key")
+    given = [name for name in fields if getattr(cfg.data, name)]
     if given:
       raise ValueError(
         f'data.source="openmoji" reads no files, and data.{given[0]} is given; name its '
@@ -220,7 +222,25 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
     "tokenizer": p.tokenizer.facts(),
     "preprocessing": preprocess.facts(),
     "num_steps": p.num_steps,
+    "data": identity_of(p.source),
   }
+
+
+def check_data(facts: Mapping[str, Any], p: Plan) -> None:
+  """Refuses to go on from a checkpoint with other examples in the places of its own.
+
+  Raises:
+    ValueError: with the numbers of both.
+  """
+  then, now = facts.get("data"), identity_of(p.source)
+  if then not in (None, now):
+    say = lambda x: f"{x['examples']} examples in {x['shards']} files"
+    same = "" if say(then) != say(now) else ", of which some have other names or sizes"
+    raise ValueError(
+      f"The training data changed: the checkpoint has seen a part of {say(then)}, now "
+      f"there are {say(now)}{same}. Bring the data back as it was, or start again in "
+      "another --workdir, from these weights with --config.init.weights."
+    )
 
 
 def batches_of(
@@ -249,4 +269,14 @@ def batches_of(
     num_threads=cfg.data.num_threads,
     num_workers=cfg.data.num_workers,
     prefetch=cfg.data.prefetch,
+  )
+
+
+def blank_batch(cfg: Config, p: Plan) -> dict[str, np.ndarray]:
+  """Zeros of the shapes that `batches_of` makes."""
+  return blank(
+    cfg.data.batch_size // jax.process_count(),
+    p.size.image_size,
+    p.tokenizer.context_length,
+    cfg.data.mask_duplicates,
   )

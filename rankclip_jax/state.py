@@ -1,6 +1,7 @@
 """The train state: plain trees, made straight into their shards."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,6 +55,7 @@ def init(
   )
 
 
+@functools.lru_cache(maxsize=8)  # traced at start, at restore and at compilation
 def abstract(
   size: sizes.TwoTowerSize,
   objective: Objective,

@@ -5,14 +5,13 @@ the host never waits for the device.
 """
 
 import contextlib
-import functools
 import json
 import math
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from rankclip_jax import state as states
 from rankclip_jax.config import Config
 from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
 from rankclip_jax.data.source import losses_of
-from rankclip_jax.feed import Feed
+from rankclip_jax.feed import Feed, counts
 from rankclip_jax.models import two_tower
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
@@ -68,9 +67,14 @@ class Pending:
   """The numbers of the step that is still running, and what to do once they are here."""
 
   def __init__(
-    self, workdir: pathlib.Path, writer: metrics.MetricsLog | None, every_steps: int
+    self,
+    workdir: pathlib.Path,
+    writer: metrics.MetricsLog | None,
+    every_steps: int,
+    check: Callable[[dict[str, float]], None] = lambda values: None,
   ):
     self._workdir, self._writer, self._every = workdir, writer, every_steps
+    self._check = check
     self._step = 0
     self._ids: np.ndarray | None = None
     self._numbers: Mapping[str, Array] = {}
@@ -90,6 +94,7 @@ class Pending:
     Raises:
       NonFiniteError: if the loss, a gradient or an update is not finite; the example
         ids of the batch are in `workdir/nonfinite.<process>.json`.
+      ValueError: if `check` refuses the numbers.
     """
     if not self._numbers:
       return None
@@ -97,6 +102,7 @@ class Pending:
     now = time.perf_counter()
     seconds, self._last_read = now - self._last_read, now
     self._numbers = {}
+    self._check(values)
     if not all(math.isfinite(v) for v in values.values()):
       self._refuse(values)
     values |= {**self._host, "step_seconds": seconds}
@@ -148,10 +154,13 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     weights = start.weights_of(cfg) if needed else None
     cache = workdir / plans.INDEX_DIRECTORY
     p = plans.make(cfg, weights.size if weights else None, cache)
-    restored = saved.restore_newest(
-      states.abstract(p.size, p.objective, p.optimizer, p.mesh),
-      functools.partial(checkpoint.check_config, cfg=cfg),
-    )
+
+    def check(facts: Mapping[str, Any]) -> None:
+      checkpoint.check_config(facts, cfg)
+      plans.check_data(facts, p)
+
+    shapes = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
+    restored = saved.restore_newest(shapes, check)
     if restored is None:
       now = states.create(cfg.seed, p.size, p.objective, p.optimizer, p.mesh)
       if weights:
@@ -179,13 +188,13 @@ def _loop(
 ) -> bool:
   first = int(state.step)
   main_process = jax.process_index() == 0
-  pending = Pending(workdir, writer, cfg.log.every_steps)
   facts = plans.facts_of(cfg, p)
   evaluator = evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY)
+  _ = evaluator.examples  # what is damaged is told now, not after an epoch
   step_fn = compile_step(p)
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))
-  check_lost(losses_of(p.source), len(p.source), cfg.data.max_bad_fraction)
+  check_lost(p.source, cfg.data.max_bad_fraction)
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None
@@ -196,11 +205,13 @@ def _loop(
       progress.say(f"{loss.shard}: {loss.reason}, {loss.detail}")
     feed = Feed(
       plans.batches_of(cfg, p, first, bad),
+      plans.blank_batch(cfg, p),
       Allowance(cfg.data.max_bad_fraction, str(bad.path)),
       progress.say,
       num_threads=cfg.data.num_threads,
       num_workers=cfg.data.num_workers,
     )
+    pending = Pending(workdir, writer, cfg.log.every_steps, feed.check)
     for step in range(first, p.num_steps + 1):
       last = step == p.num_steps
       fresh = step == first and not last
@@ -228,18 +239,22 @@ def _loop(
         break
       if evaluating or saving:
         pending.restart_clock()
+        feed.pause()
 
-      batch, ids, host = feed.next()
+      batch, ids, waited = feed.next()
       rows = evaluate.global_batch(batch, p.mesh)
+      replaced = rows.pop("replaced")
       with jax.transfer_guard("disallow"):  # nothing else may cross unseen
         state, numbers = step_fn(state, rows)
+        numbers = {**numbers, **counts(replaced)}
+      feed.given(numbers)
       _show(progress, pending.read())
       pending.push(
         step + 1,
         numbers,
         ids=ids,
         batch_size=cfg.data.batch_size,
-        host=host,
+        host={"data_wait_seconds": waited},
       )
 
     if bad.summary():

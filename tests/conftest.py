@@ -1,6 +1,10 @@
 """Test set-up: eight simulated CPU devices, strict rank promotion, parsed absl flags."""
 
+import atexit
+import logging
 import os
+import shutil
+import tempfile
 
 # Must be set before jax is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -8,9 +12,11 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Small arrays, many programs: compiling is most of what these tests wait for. The
 # processes that tests start inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The same small models are trained in many tests and processes: each is compiled once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import logging
 
 import absl.logging
 import jax
@@ -20,6 +26,7 @@ from absl import flags
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker threads read absl flags, which raise unless they have been parsed.
 flags.FLAGS.mark_as_parsed()
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 
 
 @pytest.fixture(autouse=True)

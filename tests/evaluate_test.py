@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rankclip_jax import config, evaluate, sharding
-from rankclip_jax.data.source import Example
+from rankclip_jax.data.source import BadExample, Example
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import results
 from rankclip_jax.models import sizes, two_tower
@@ -85,6 +85,23 @@ def test_rows_stand_where_their_examples_stand(params, alone):
   ]
   one = by_ones.embed_texts(params, [texts[-1]])
   np.testing.assert_allclose(alone.embeddings["text"][-1], one[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "change, reason",
+  [
+    ({"image": b"no picture"}, "undecodable picture"),
+    ({"captions": ("fine", "&nbsp;")}, "empty caption"),
+    ({"captions": ()}, "missing caption"),
+  ],
+)
+def test_what_is_held_out_is_looked_at_before_it_is_needed(change, reason):
+  found = evaluator(1, 1)
+  examples = found._set.source._examples
+  examples[20] = dataclasses.replace(examples[20], **change)
+  with pytest.raises(BadExample, match="'k20'") as error:
+    _ = found.examples
+  assert error.value.reason == reason
 
 
 def test_an_example_that_is_lost_is_noticed(params, monkeypatch):

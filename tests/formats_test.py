@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tarfile
@@ -56,7 +57,7 @@ class Cats(tfds.core.GeneratorBasedBuilder):
     return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    return {"train": self._generate_examples()}
+    return {split: self._generate_examples() for split in ("train", "test")}
 
   def _generate_examples(self):
     for i in range(COUNT):
@@ -141,15 +142,21 @@ def first_batches(cfg: config.Config) -> list[dict[str, np.ndarray]]:
   return batches
 
 
+@pytest.fixture(scope="module")
+def in_order_of_tfds(data, tmp_path_factory) -> config.DataConfig:
+  """The TSV in the order of TFDS, which sorts by the hash of keys."""
+  source = plan.source_of(of(data["tfds"]), "train")
+  numbers = [int(source[i].captions[0].split()[1]) for i in range(COUNT)]
+  assert sorted(numbers) == list(range(COUNT))
+  assert numbers != sorted(numbers)
+  path = write_csv(tmp_path_factory.mktemp("ordered"), numbers)
+  return dataclasses.replace(data["csv"], train=path, test=path)
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_makes_the_same_batches(data, name):
-  cfg = of(data[name], test="")
-  expected = first_batches(of(data["csv"]))
-  found = first_batches(cfg)
-  if name == "tfds":  # which shuffles what it is given by the hash of its keys
-    order = [plan.source_of(cfg, "train")[i].captions[0] for i in range(COUNT)]
-    assert sorted(order) == sorted(caption(i) for i in range(COUNT))
-    return
+def test_every_format_makes_the_same_batches(data, in_order_of_tfds, name):
+  plain = in_order_of_tfds if name == "tfds" else data["csv"]
+  expected, found = first_batches(of(plain)), first_batches(of(data[name], test=""))
   for one, other in zip(found, expected, strict=True):
     for key in ("image", "tokens", "id", "replaced"):
       np.testing.assert_array_equal(one[key], other[key])
@@ -164,16 +171,24 @@ def final_params(workdir: pathlib.Path, cfg: config.Config):
   return saved.restore_params(step, shapes)
 
 
-def test_training_on_files_ends_with_the_same_parameters(data, tmp_path):
-  ends = {}
-  for name in ("tar", "mixture"):
-    workdir = tmp_path / name
-    workdir.mkdir()
-    assert train.run(of(data[name]), workdir)
-    ends[name] = final_params(workdir, of(data[name]))
-    assert (workdir / "results").is_dir()
-    assert not (workdir / "bad_examples.jsonl").exists()
-  jax.tree.map(np.testing.assert_array_equal, ends["tar"], ends["mixture"])
+def trained(workdir: pathlib.Path, cfg: config.Config):
+  workdir.mkdir(exist_ok=True)
+  assert train.run(cfg, workdir)
+  return final_params(workdir, cfg)
+
+
+def test_training_on_files_ends_with_the_same_parameters(
+  data, in_order_of_tfds, tmp_path
+):
+  ends = {name: trained(tmp_path / name, of(data[name])) for name in FORMATS}
+  ends["ordered"] = trained(tmp_path / "ordered", of(in_order_of_tfds))
+  for name in FORMATS:
+    expected = ends["ordered" if name == "tfds" else "csv"]
+    jax.tree.map(np.testing.assert_array_equal, ends[name], expected)
+    assert (tmp_path / name / "results").is_dir()
+    assert not (tmp_path / name / "bad_examples.jsonl").exists()
+  scale = lambda name: ends[name]["text"]["projection"]["kernel"]
+  assert not np.array_equal(scale("tfds"), scale("csv"))  # the order matters
 
 
 def test_what_is_held_out_may_be_of_another_format(data):
@@ -199,20 +214,23 @@ def damaged(tmp_path):
   return dataclasses.replace(CONFIG.data, source="csv", train=path)
 
 
-def test_damage_is_replaced_counted_and_listed(data, damaged, tmp_path):
-  workdir = tmp_path / "run"
-  workdir.mkdir()
-  cfg = of(damaged, test=data["csv"].test)
-  assert train.run(cfg, workdir)
-  listed = (workdir / "bad_examples.jsonl").read_text().splitlines()
-  reasons = {x["key"]: x["reason"] for x in map(json.loads, listed)}
-  assert reasons == {
-    "03.jpg": "undecodable picture",
-    "04.jpg": "undecodable picture",
-    "05.jpg": "missing picture",
-  }
-  steps = (workdir / "metrics.jsonl").read_text().splitlines()
-  assert sum(x.get("replaced_examples", 0) for x in map(json.loads, steps)) >= 3
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_is_replaced_counted_and_listed_once(data, damaged, tmp_path, workers):
+  cfg = of(damaged, test=data["csv"].test, num_workers=workers)
+  cfg = dataclasses.replace(cfg, optim=dataclasses.replace(CONFIG.optim, epochs=2))
+  assert train.run(cfg, tmp_path)
+  listed = (tmp_path / "bad_examples.jsonl").read_text().splitlines()
+  reasons = [(x["key"], x["reason"]) for x in map(json.loads, listed)]
+  assert sorted(reasons) == [
+    ("03.jpg", "undecodable picture"),
+    ("04.jpg", "undecodable picture"),
+    ("05.jpg", "missing picture"),
+  ]
+  steps = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  p = plan.make(cfg)
+  expected = [int(b["replaced"].sum()) for b in plan.batches_of(cfg, p, 0, str)]
+  assert sum(expected) >= 6  # each of the three, in each epoch
+  assert [x["replaced_examples"] for x in steps if "train/loss" in x] == expected
 
 
 def test_too_much_damage_stops_the_run(data, damaged, tmp_path):
@@ -222,10 +240,94 @@ def test_too_much_damage_stops_the_run(data, damaged, tmp_path):
   assert (tmp_path / "bad_examples.jsonl").is_file()
 
 
-def test_damage_in_what_is_held_out_is_an_error(data, damaged, tmp_path):
-  cfg = of(damaged, train=data["csv"].train, test=damaged.train)
-  with pytest.raises(ValueError, match=r"0[345]\.jpg"):
+def test_lost_shards_stop_the_run_before_it_begins(data, tmp_path):
+  path = write_tars(tmp_path)
+  (tmp_path / "00001.tar").write_bytes(b"")
+  cfg = of(data["tar"], train=path, test=data["csv"].test, max_bad_fraction=0.0)
+  with pytest.raises(ValueError, match=r"About 12 examples were lost .*00001\.tar"):
     train.run(cfg, tmp_path)
+  assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_damage_in_what_is_held_out_is_an_error_before_any_step(data, damaged, tmp_path):
+  cfg = of(damaged, train=data["csv"].train, test=damaged.train)
+  (pathlib.Path(damaged.train).parent / "05.jpg").write_bytes(picture(5))
+  with pytest.raises(ValueError, match=r"'03\.jpg'.*cannot be used"):
+    train.run(cfg, tmp_path)
+  assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_run_goes_on_with_data_that_moved_and_not_with_other_data(data, tmp_path):
+  for folder in ("here", "there"):
+    (tmp_path / folder).mkdir()
+  here, there = (write_tars(tmp_path / folder) for folder in ("here", "there"))
+  cfg = of(data["tar"], train=here)
+  trained(tmp_path / "run", cfg)
+  assert train.run(of(data["tar"], train=there), tmp_path / "run")
+  with tarfile.open(tmp_path / "there" / "00001.tar", "a") as tar:
+    tar.addfile(tarfile.TarInfo("more.txt"))
+  with pytest.raises(ValueError, match=r"24 examples in 2 files, now there are 25"):
+    train.run(of(data["tar"], train=there), tmp_path / "run")
+  write_tars(tmp_path / "there", [*range(1, COUNT), 0])
+  with pytest.raises(ValueError, match="some have other names or sizes"):
+    train.run(of(data["tar"], train=there), tmp_path / "run")
+
+
+def processes(workdir: pathlib.Path, trains: list[str], test: str, *flags: str):
+  """`main.py` as one process for each of `trains`; their exit codes and outputs."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  running = [
+    subprocess.Popen(
+      [
+        sys.executable, "main.py", "--config=configs/openmoji.py", f"--workdir={workdir}",
+        "--config.model.name=nano", "--config.objective.name=clip",
+        "--config.data.source=csv", f"--config.data.train={path}",
+        f"--config.data.test={test}", "--config.data.batch_size=8",
+        "--config.distributed.mode=explicit",
+        f"--config.distributed.coordinator=127.0.0.1:{port}",
+        f"--config.distributed.num_processes={len(trains)}",
+        f"--config.distributed.process_id={i}", *flags,
+      ],
+      cwd=pathlib.Path(__file__).parents[1],
+      env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i, path in enumerate(trains)
+  ]  # fmt: skip
+  try:
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+  finally:
+    for process in running:
+      process.kill()
+  return [process.returncode for process in running], outputs
+
+
+def test_processes_stop_together_when_too_much_is_bad(data, damaged, tmp_path):
+  codes, outputs = processes(
+    tmp_path, [damaged.train] * 2, data["csv"].test, "--config.data.max_bad_fraction=0"
+  )
+  assert codes == [1, 1], outputs
+  for output in outputs:
+    assert "data.max_bad_fraction=0.0 allows 0.0%" in output
+    assert "Traceback" not in output
+
+
+def test_no_process_waits_for_one_whose_data_fails(data, damaged, tmp_path):
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  bad = write_csv(gone)
+  for path in gone.glob("*.jpg"):
+    path.unlink()
+  codes, outputs = processes(tmp_path, [data["csv"].train, bad], data["csv"].test)
+  assert codes == [1, 1], outputs
+  assert "Process 1 could not read its data" in outputs[0]
+  assert "201 examples in a row could not be used" in outputs[1]
+  for output in outputs:
+    assert "Traceback" not in output
 
 
 SCRIPT = """

@@ -60,6 +60,18 @@ def test_what_is_not_finite_stops_the_run_with_the_examples(tmp_path, writer, lo
   assert (tmp_path / metrics.FILE).read_text() == ""
 
 
+def test_numbers_of_a_step_that_had_no_data_are_not_written(tmp_path, writer):
+  def check(values):
+    assert values["train/loss"] == 2.0
+    raise ValueError("no data")
+
+  p = train.Pending(tmp_path, writer, 1, check)
+  p.push(3, {"train/loss": jnp.float32(2)}, ids=np.array([5]), batch_size=1, host={})
+  with pytest.raises(ValueError, match="no data"):
+    p.read()
+  assert (tmp_path / metrics.FILE).read_text() == ""
+
+
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
   """A NaN at step 3 is found before step 3 or any later one is saved."""
   cfg = dataclasses.replace(

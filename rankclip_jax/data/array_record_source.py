@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from rankclip_jax.data import files, records
-from rankclip_jax.data.source import BadExample, Example, Loss, Reason
+from rankclip_jax.data.source import BadExample, Example, Loss, Reason, Shard
 
 IMAGE = ("image", "jpg", "image/encoded")
 CAPTION = ("caption", "captions", "text", "title", "image/caption")
@@ -94,6 +95,11 @@ class ArrayRecordSource:
 
   def __len__(self) -> int:
     return len(self._shards)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """The files, see `source.identity_of`."""
+    return self._shards.shards()
 
   def __getitem__(self, index: int, /) -> Example:
     """Reads a record.
@@ -268,6 +274,16 @@ class Shards:
 
   def __len__(self) -> int:
     return self._ends[-1]
+
+  def shards(self) -> list[Shard]:
+    """The files; one that is used from some record on says so in its name."""
+    counts = np.diff(self._ends, prepend=0).tolist()
+    return [
+      Shard(f"{name}[{skip}:]" if skip else name, count, version[0] if version else 0)
+      for name, skip, count, version in zip(
+        self.names, self._skips, counts, self._versions, strict=True
+      )
+    ]
 
   def locate(self, index: int) -> tuple[int, int]:
     """Number of the shard and the record's position in it.

@@ -2,13 +2,13 @@
 
 import collections
 import contextlib
+import fcntl
 import json
-import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from rankclip_jax.data.source import BadExample, Loss
+from rankclip_jax.data.source import BadExample, Loss, Source, losses_of, shards_of
 
 # The share of bad examples is taken over at least so many, so that one bad picture among
 # the first ten does not stop a run.
@@ -19,17 +19,19 @@ class BadExamples:
   """A JSON-lines file with one line for every bad example that was met.
 
   Lines have shard, key, reason and detail; what a shard lost as a whole has a count too.
-  Called from many threads, and from processes that each hold a copy: a line is appended
-  by one write.
+  Called from many threads, and from processes of one host that each hold a copy: whoever
+  has something new locks the file and reads what the others wrote.
   """
 
   def __init__(self, path: pathlib.Path):
     """Goes on with the file, if there is one. Its folder must exist."""
     self.path = path
     self._lock = threading.Lock()
-    self._known = {(line.get("shard"), line.get("key")) for line in self.lines()}
+    self._known: set[tuple] = set()
+    self._read = 0  # bytes of the file
     if path.exists() and (whole := path.read_bytes()) and not whole.endswith(b"\n"):
-      path.write_bytes(whole + b"\n")  # or the torn line would take the next with it
+      with path.open("ab") as file:
+        file.write(b"\n")  # or the torn line would take the next with it
 
   def __call__(self, bad: BadExample) -> None:
     """Notes an example, unless it was met before."""
@@ -45,12 +47,8 @@ class BadExamples:
 
   def lines(self) -> Iterator[dict]:
     """What the file has by now; a line that a crash cut short is passed over."""
-    if not self.path.exists():
-      return
-    for text in self.path.read_bytes().splitlines():
-      with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
-        if isinstance(line := json.loads(text), dict):
-          yield line
+    if self.path.exists():
+      yield from _parsed(self.path.read_bytes())
 
   def summary(self) -> str:
     """One line with counts by reason and the worst shards; "" if there is nothing."""
@@ -68,16 +66,19 @@ class BadExamples:
     )
 
   def _add(self, line: dict) -> None:
+    name = line["shard"], line["key"]
     with self._lock:
-      if (line["shard"], line["key"]) in self._known:
+      if name in self._known:
         return
-      self._known.add((line["shard"], line["key"]))
-    data = (json.dumps(line) + "\n").encode()
-    number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-      os.write(number, data)
-    finally:
-      os.close(number)
+      with self.path.open("a+b") as file:
+        with contextlib.suppress(OSError):  # not every network file system has locks
+          fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes
+        file.seek(self._read)
+        self._known |= {(x.get("shard"), x.get("key")) for x in _parsed(file.read())}
+        if name not in self._known:
+          self._known.add(name)
+          file.write((json.dumps(line) + "\n").encode())
+        self._read = file.tell()
 
   def __getstate__(self):
     return {"path": self.path}
@@ -86,24 +87,44 @@ class BadExamples:
     self.__init__(**state)
 
 
-def check_lost(losses: Sequence[Loss], examples: int, most: float) -> None:
-  """Refuses data of which shards are known to have lost too much.
+def _parsed(data: bytes) -> Iterator[dict]:
+  for text in data.splitlines():
+    with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
+      if isinstance(line := json.loads(text), dict):
+        yield line
+
+
+def check_lost(source: Source, most: float) -> None:
+  """Refuses data of which shards have lost too much.
+
+  Where nothing says how many examples a damaged shard had, it is taken to have had as
+  many as the whole ones have on average.
 
   Args:
-    losses: of the source; of those whose count is not known, nothing can be said.
-    examples: that are there.
+    source: of the examples; what it lost is in `losses_of(source)`.
     most: the share that may be bad.
 
   Raises:
     ValueError: naming both numbers and the first shard.
   """
-  lost = sum(loss.count for loss in losses)
+  losses, examples = losses_of(source), len(source)
+  lost = sum(loss.count or _guessed(loss, source) for loss in losses)
   if lost > most * max(lost + examples, _FEWEST):
+    about = "" if all(loss.count for loss in losses) else "About "
     raise ValueError(
-      f"{lost} examples were lost with {len(losses)} shards, {examples} are there, and "
-      f"data.max_bad_fraction={most} allows {most:.1%}; {losses[0].shard}: "
+      f"{about}{lost} examples were lost with {len(losses)} shards, {examples} are "
+      f"there, and data.max_bad_fraction={most} allows {most:.1%}; {losses[0].shard}: "
       f"{losses[0].detail}. Get the shards again, or raise the fraction."
     )
+
+
+def _guessed(loss: Loss, source: Source) -> int:
+  """How many examples a shard may have lost; at least one."""
+  damaged = {other.shard for other in losses_of(source)}
+  there = {shard.path: shard.examples for shard in shards_of(source)}
+  whole = [count for path, count in there.items() if path not in damaged]
+  usual = sum(whole) // len(whole) if whole else max(there.values(), default=0)
+  return max(usual - there.get(loss.shard, 0), 1)
 
 
 class Allowance:

@@ -32,8 +32,8 @@ class Options:
     strict: refuse at once whatever would be a bad example, as far as can be seen without
       opening pictures: for evaluation.
     caption_key: the column, JSON key or feature that holds captions; "" is a known name.
-    image_key: the feature that holds pictures in TFDS and ArrayRecord; "" is a known
-      name.
+    image_key: the column or feature that holds pictures or their paths; "" is a known
+      name. Tars tell pictures by their endings.
     data_dir: where TFDS data sets lie; "" is TFDS's own default.
     cache: a folder for indices that cannot be written beside the data, and for copies
       of remote files where only local ones can be read.
@@ -114,7 +114,9 @@ def _csv(spec: str, options: Options) -> Source:
 def _tar(spec: str, options: Options) -> Source:
   from rankclip_jax.data.tar_source import TarSource
 
-  return TarSource(spec, **_common(options))
+  return TarSource(
+    spec, strict=options.strict, caption_key=options.caption_key, cache=options.cache
+  )
 
 
 def _parquet(spec: str, options: Options) -> Source:
@@ -126,7 +128,7 @@ def _parquet(spec: str, options: Options) -> Source:
 def _array_record(spec: str, options: Options) -> Source:
   from rankclip_jax.data.array_record_source import ArrayRecordSource
 
-  return ArrayRecordSource(spec, image_key=options.image_key, **_common(options))
+  return ArrayRecordSource(spec, **_common(options))
 
 
 def _tfds(spec: str, options: Options) -> Source:
@@ -137,7 +139,6 @@ def _tfds(spec: str, options: Options) -> Source:
       name,
       split=options.split,
       data_dir=options.data_dir or None,
-      image_key=options.image_key,
       **_common(options),
     )
     for name in files.parts(spec)
@@ -149,6 +150,7 @@ def _common(options: Options) -> dict[str, Any]:
   return {
     "strict": options.strict,
     "caption_key": options.caption_key,
+    "image_key": options.image_key,
     "cache": options.cache,
   }
 

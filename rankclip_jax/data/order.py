@@ -7,7 +7,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from rankclip_jax.data.source import Example, Source, losses_of
+from rankclip_jax.data.source import Example, Source, losses_of, shards_of
 
 
 class Concatenated:
@@ -17,6 +17,7 @@ class Concatenated:
     self.parts = tuple(parts)
     self._ends = np.cumsum([len(part) for part in parts])
     self.losses = [loss for part in parts for loss in losses_of(part)]
+    self.shards = [shard for part in parts for shard in shards_of(part)]
 
   def __len__(self) -> int:
     return int(self._ends[-1])

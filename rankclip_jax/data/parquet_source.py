@@ -1,28 +1,24 @@
 """Pictures and captions in parquet files: the pictures themselves, or their paths."""
 
-import bisect
-import collections
 import concurrent.futures
 import contextlib
 import glob
-import itertools
 import os
 import pathlib
-import threading
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from rankclip_jax.data import csv_source, files
-from rankclip_jax.data.source import BadExample, Example, Loss, Reason
+from rankclip_jax.data import bars, files, index_files, picture_files
+from rankclip_jax.data.offsets import Offsets
+from rankclip_jax.data.parquet_footer import Footer, read_footer
+from rankclip_jax.data.recent import Recent
+from rankclip_jax.data.source import BadExample, Example, Loss, Reason, Shard
 
-_BYTES_COLUMNS = ("image", "jpg", "image_bytes")
-_PATH_COLUMNS = ("filepath", "image_path", "path", "image")
-_CAPTION_COLUMNS = ("caption", "title", "text")
 _KEPT_GROUPS = 2**30  # bytes
 _KEPT_FOOTERS = 2**26  # bytes, as they are in the files
 # To read so many bytes takes 10 ms, several times as long as to decode a picture.
@@ -57,6 +53,7 @@ class ParquetSource:
     *,
     strict: bool = False,
     caption_key: str = "",
+    image_key: str = "",
     cache: pathlib.Path | None = None,
   ):
     """Reads the files' footers; of remote files, and of large footers, keeps an index.
@@ -66,6 +63,7 @@ class ParquetSource:
       strict: checks captions and paths now, and refuses damaged files; else such rows are
         `BadExample`s when they are drawn, and a damaged file is one of the `losses`.
       caption_key: the column with the captions; "" for `caption`, `title` or `text`.
+      image_key: the column with the pictures, or their paths; "" for a known name.
       cache: a folder for the index of files beside which nothing can be written.
 
     Raises:
@@ -79,10 +77,11 @@ class ParquetSource:
     shown = len(paths) >= _SHOWN_FROM[0]
     with (
       concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
-      csv_source.progress("opening", len(paths), shown=shown) as show,
+      bars.bar("opening", len(paths), shown=shown) as show,
     ):
       found = []
-      for file in pool.map(lambda path: _opened(path, caption_key, cache), paths):
+      opened = lambda path: _opened(path, image_key, caption_key, cache)
+      for file in pool.map(opened, paths):
         found.append(file)
         show(1)
     self._files = [file for file in found if isinstance(file, _File)]
@@ -90,20 +89,25 @@ class ParquetSource:
     if self.losses and (strict or not self._files):
       loss = self.losses[0]
       raise ValueError(f"{loss.shard} cannot be read ({loss.detail}); fetch it again.")
-    self._ends = list(itertools.accumulate(len(file) for file in self._files))
+    self._rows = Offsets(map(len, self._files), f"{self._spec} has rows")
     if not len(self):
       raise ValueError(f"{self._spec} has no rows; give it some.")
     self._kept = _Kept()
     self._warn_if_slow()
     if strict:
       shown = len(self) >= _SHOWN_FROM[1]
-      with csv_source.progress("checking", len(self), shown=shown) as show:
+      with bars.bar("checking", len(self), shown=shown) as show:
         for file in self._files:
           file.check(self._kept, show)
     logging.info("Found %d pairs in %s", len(self), self._spec)
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return len(self._rows)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """The files, see `source.identity_of`."""
+    return [file.shard for file in self._files]
 
   def __getitem__(self, index: int, /) -> Example:
     """Reads the picture's bytes, and with them those of its whole row group.
@@ -112,11 +116,8 @@ class ParquetSource:
       BadExample: if there is no caption or no picture, or the row group is damaged.
       ValueError: if the file has changed.
     """
-    if not 0 <= index < len(self):
-      raise IndexError(f"{self._spec} has rows 0 to {len(self) - 1}, got {index}")
-    which = bisect.bisect_right(self._ends, index)
-    file = self._files[which]
-    return file.example(int(index) - self._ends[which] + len(file), self._kept)
+    file, row = self._rows.locate(index)
+    return self._files[file].example(row, self._kept)
 
   def _warn_if_slow(self) -> None:
     sizes = np.concatenate([file.sizes for file in self._files])
@@ -134,19 +135,6 @@ class ParquetSource:
       )
 
 
-class _Footer(NamedTuple):
-  metadata: Any
-  picture: str
-  kind: Literal["bytes", "struct", "path"]
-  caption: str
-
-  def columns(self) -> list[str]:
-    """What is to be read of a row group."""
-    if self.kind == "struct":
-      return [f"{self.picture}.bytes", f"{self.picture}.path", self.caption]
-    return [self.picture, self.caption]
-
-
 class _File:
   """One file: where its row groups end, how large they are, and what is in a row.
 
@@ -155,21 +143,27 @@ class _File:
     sizes: int64 [groups], bytes of the columns that are read.
   """
 
-  def __init__(self, path: str, caption_key: str, cache: pathlib.Path | None):
-    self._path, self._caption_key = path, caption_key
+  def __init__(
+    self, path: str, image_key: str, caption_key: str, cache: pathlib.Path | None
+  ):
+    self._path, self._image_key, self._caption_key = path, image_key, caption_key
     self._version = files.version(path)
-    facts = (_FORMAT, *self._version, caption_key)
-    index = csv_source.load_index(path, facts, cache)
+    facts = (_FORMAT, *self._version, caption_key, *filter(None, [image_key]))
+    index = index_files.load(path, facts, cache)
     if index is None:
       footer = self._footer()[0]
-      index = _index(footer)
+      index = footer.row_groups()
       if files.is_remote(path) or footer.metadata.serialized_size >= _CACHED_FROM:
-        csv_source.save_index(path, facts, cache, index)
+        index_files.save(path, facts, cache, index)
     rows, sizes = index.reshape(2, -1).astype(np.int64)
     self.ends, self.sizes = np.cumsum(rows), np.array(sizes)
 
   def __len__(self) -> int:
     return int(self.ends[-1]) if len(self.ends) else 0
+
+  @property
+  def shard(self) -> Shard:
+    return Shard(self._path, len(self), self._version[0])
 
   def example(self, row: int, kept: "_Kept") -> Example:
     """One row as an example."""
@@ -183,14 +177,14 @@ class _File:
     data, name = self._picture(group.pictures[at], row)
     if data is not None:
       return Example(f"{self._path}:{row + 1}", data, captions, self._path)
-    data = csv_source.read_picture(name, self._path, f"{self._path}, row {row + 1}")
+    data = picture_files.read(name, self._path, f"{self._path}, row {row + 1}")
     return Example(name, data, captions, self._path)
 
-  def check(self, kept: "_Kept", show: Callable[[int], object]) -> None:
+  def check(self, kept: "_Kept", show: bars.Show) -> None:
     """Raises ValueError for the first row without a caption or a picture, if any."""
     footer = kept.footers.get(self._path, self._footer)
     for number, end in enumerate(self.ends.tolist()):
-      pictures = footer.kind == "path" or _null_pictures(footer, number)
+      pictures = footer.kind == "path" or footer.null_pictures(number)
       columns = footer.columns() if pictures else [footer.caption]
       group = self._read(footer, number, columns)
       if isinstance(group, str):
@@ -200,7 +194,7 @@ class _File:
       for row, picture in enumerate(group[footer.picture] if pictures else ()):
         row += self._first(number)
         data, name = self._picture(picture, row)
-        fault = csv_source.picture_fault(name, self._path) if data is None else ""
+        fault = picture_files.fault(name, self._path) if data is None else ""
         if fault:
           raise ValueError(f"{self._path}, row {row + 1}: {fault}")
       show(end - self._first(number))
@@ -209,11 +203,13 @@ class _File:
     """The first row of a group."""
     return int(self.ends[number - 1]) if number else 0
 
-  def _footer(self) -> tuple[_Footer, int]:
+  def _footer(self) -> tuple[Footer, int]:
     """What the file says of itself, and how long that is."""
     with _open(self._path) as file:
-      names = _columns(file.schema_arrow, self._caption_key, self._path)
-      return _Footer(file.metadata, *names), file.metadata.serialized_size
+      footer = read_footer(
+        file, self._path, image_key=self._image_key, caption_key=self._caption_key
+      )
+      return footer, file.metadata.serialized_size
 
   def _group(self, number: int, kept: "_Kept") -> "tuple[_Group | str, int]":
     """A row group, or what is wrong with it; and how many bytes it has."""
@@ -225,7 +221,7 @@ class _File:
       return group, len(group)
     return _Group(group[footer.picture], group[footer.caption]), group.nbytes
 
-  def _read(self, footer: _Footer, number: int, columns: list[str]) -> Any:
+  def _read(self, footer: Footer, number: int, columns: list[str]) -> Any:
     """Columns of a row group, or what is wrong with it."""
     try:
       with _open(self._path, footer.metadata) as file:
@@ -287,51 +283,11 @@ class _Group(NamedTuple):
   captions: Any
 
 
-class _Recent:
-  """What was loaded last, up to a number of bytes, once for all threads that want it."""
-
-  def __init__(self, limit: int):
-    self._limit, self._lock = limit, threading.Lock()
-    self._held = collections.OrderedDict[Hashable, concurrent.futures.Future]()
-    self._sizes: dict[Hashable, int] = {}  # of those that are there by now
-    self._total = 0
-
-  def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
-    """What `load` returned for `key`, with its size; the others wait for the first."""
-    with self._lock:
-      future = self._held.get(key)
-      first = future is None
-      if future is None:
-        future = self._held[key] = concurrent.futures.Future()
-      self._held.move_to_end(key)
-    if first:
-      try:
-        value, size = load()
-      except BaseException as error:
-        with self._lock:
-          del self._held[key]
-        future.set_exception(error)
-        raise
-      future.set_result(value)
-      self._count(key, size)
-    return future.result()
-
-  def _count(self, key: Hashable, size: int) -> None:
-    """Takes in what was loaded, and forgets what was not wanted for longest."""
-    with self._lock:
-      self._sizes[key] = size
-      self._total += size
-      while self._total > self._limit and len(self._sizes) > 1:
-        oldest = next(k for k in self._held if k in self._sizes and k != key)
-        del self._held[oldest]
-        self._total -= self._sizes.pop(oldest)
-
-
 class _Kept:
   """What a process keeps of files. Other processes begin with nothing."""
 
   def __init__(self):
-    self.groups, self.footers = _Recent(_KEPT_GROUPS), _Recent(_KEPT_FOOTERS)
+    self.groups, self.footers = Recent(_KEPT_GROUPS), Recent(_KEPT_FOOTERS)
 
   def __reduce__(self):
     return _Kept, ()
@@ -351,10 +307,12 @@ def _paths(spec: str) -> list[str]:
   return found
 
 
-def _opened(path: str, caption_key: str, cache: pathlib.Path | None) -> _File | Loss:
+def _opened(
+  path: str, image_key: str, caption_key: str, cache: pathlib.Path | None
+) -> _File | Loss:
   """A file, or what is wrong with it."""
   try:
-    return _File(path, caption_key, cache)
+    return _File(path, image_key, caption_key, cache)
   except FileNotFoundError as error:
     message = f"There is no file {path}; give parquet files, or a folder of them."
     raise ValueError(message) from error
@@ -388,66 +346,3 @@ def _is_damage(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
   """What an error says, without Arrow's line breaks."""
   return " ".join(str(error).split())
-
-
-def _columns(
-  schema: Any, caption_key: str, path: str
-) -> tuple[str, Literal["bytes", "struct", "path"], str]:
-  """The column of pictures, of what kind they are, and the column of captions."""
-  types = {f.name: f.type for f in schema if schema.names.count(f.name) == 1}
-  kinds = {name: _kind(types[name]) for name in types}
-  pictures = [(name, kinds.get(name)) for name in _BYTES_COLUMNS]
-  found: list[tuple[str, Any]] = [
-    (name, kind) for name, kind in pictures if kind in ("bytes", "struct")
-  ]
-  found += [(name, "path") for name in _PATH_COLUMNS if kinds.get(name) == "text"]
-  names = (caption_key,) if caption_key else _CAPTION_COLUMNS
-  captions = [n for n in names if kinds.get(n) in ("text", "bytes", "texts")]
-  if found and captions:
-    return *found[0], captions[0]
-  columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
-  raise ValueError(
-    f"{path}: expected pictures as bytes in a column {', '.join(_BYTES_COLUMNS)} or as "
-    f"paths in {', '.join(_PATH_COLUMNS)}, and captions in {' or '.join(names)}, got "
-    f"{columns[:300]}; rename the columns, or name that of the captions."
-  )
-
-
-def _kind(kind: Any) -> str:
-  """Text, texts, bytes, struct (with bytes), or other."""
-  types = pa.types
-  if types.is_dictionary(kind):
-    kind = kind.value_type
-  if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-    return "text"
-  if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
-    return "bytes"
-  if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-    return "texts" if _kind(kind.value_type) in ("text", "bytes") else "other"
-  if types.is_struct(kind):
-    fields = {field.name: _kind(field.type) for field in kind}
-    return "struct" if fields.get("bytes") == "bytes" else "other"
-  return "other"
-
-
-def _index(footer: _Footer) -> np.ndarray:
-  """Rows of every row group, then bytes of the columns that are read, uint64."""
-  metadata, read = footer.metadata, footer.columns()
-  leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-  wanted = [
-    i for i, p in enumerate(leaves) if any(f"{p}.".startswith(f"{c}.") for c in read)
-  ]
-  groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-  rows = [group.num_rows for group in groups]
-  sizes = [sum(g.column(i).total_uncompressed_size for i in wanted) for g in groups]
-  return np.array([*rows, *sizes], np.uint64)
-
-
-def _null_pictures(footer: _Footer, number: int) -> bool:
-  """Whether the footer says that a row group has rows without a picture's bytes."""
-  metadata = footer.metadata
-  for i in range(metadata.num_columns):
-    if metadata.schema.column(i).path in (footer.picture, f"{footer.picture}.bytes"):
-      facts = metadata.row_group(number).column(i).statistics
-      return facts is not None and facts.has_null_count and facts.null_count > 0
-  return False

@@ -7,6 +7,7 @@ on eight, and nothing but the step is needed to resume.
 
 import concurrent.futures
 import itertools
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -75,7 +76,7 @@ def train_batches(
     seed: from 0 to 2**32 - 1.
     weights: in what proportion the parts of an `order.Concatenated` are drawn.
     same: what makes two rows of a batch no negatives of each other: the same picture
-      (their examples' key), the same caption (its ids), either, or nothing.
+      (its bytes), the same caption (its ids), either, or nothing.
     on_bad: told of every bad example, which is then replaced by another one of its part,
       the same on any number of processes; None raises.
     process_index: which rows are ours: the process_index-th of `process_count` parts.
@@ -115,8 +116,14 @@ def train_batches(
   if num_workers:
     buffers = -(-prefetch // num_workers)
     workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
-    dataset = dataset.mp_prefetch(workers)
+    dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_interrupts)
   return iter(dataset)
+
+
+def _leave_interrupts(index: int, count: int) -> None:
+  """Ctrl-C reaches every process of a terminal; what becomes of it the run decides."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Share:
@@ -143,7 +150,7 @@ class _Share:
 
   def __call__(self, step: int) -> Batch:
     first = step * self._global + self._process * self._local
-    batch = self._rows.empty(self._local)
+    batch = self._rows.blank(self._local)
     fill = lambda piece: self._rows.fill(batch, piece, first)
     # Takes every result, so that an error in any piece is one of the batch.
     list((self._workers().map if self._threads else map)(fill, self._pieces))

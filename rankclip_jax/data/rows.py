@@ -20,6 +20,18 @@ _KINDS: dict[Same, int] = {"none": 0, "picture": 1, "caption": 1, "either": 2}
 _MOST_SUBSTITUTES = 200
 
 
+def blank(rows: int, image_size: int, length: int, same: Same = "none") -> Batch:
+  """A batch of zeros; see `pipeline.train_batches`."""
+  batch = {
+    "image": np.zeros((rows, image_size, image_size, 3), np.uint8),
+    "tokens": np.zeros((rows, length), np.int32),
+    "id": np.zeros(rows, np.int32),
+    "replaced": np.zeros(rows, np.int32),
+  }
+  kinds = _KINDS[same]
+  return batch | ({"same": np.zeros((rows, kinds), np.int32)} if kinds else {})
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
   """Makes the rows at given positions of training, wherever it is asked for them.
@@ -42,16 +54,9 @@ class Rows:
   same: Same = "none"
   on_bad: Callable[[BadExample], None] | None = None
 
-  def empty(self, rows: int) -> Batch:
-    """A batch for `fill`; see `pipeline.train_batches`."""
-    size, kinds = self.view.size, _KINDS[self.same]
-    batch = {
-      "image": np.empty((rows, size, size, 3), np.uint8),
-      "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
-      "id": np.empty(rows, np.int32),
-      "replaced": np.empty(rows, np.int32),
-    }
-    return batch | ({"same": np.empty((rows, kinds), np.int32)} if kinds else {})
+  def blank(self, rows: int) -> Batch:
+    """A batch for `fill`."""
+    return blank(rows, self.view.size, self.tokenizer.context_length, self.same)
 
   def fill(self, batch: Batch, rows: range, first: int) -> None:
     """Writes `rows` of a batch whose row 0 stands at position `first`."""
@@ -109,23 +114,43 @@ def _draw_caption(
   example: Example, rng: np.random.Generator, tokenizer: Tokenizer
 ) -> np.ndarray:
   """Returns the ids [length] of one of the captions, each as likely as the others."""
-  where = {"key": example.key, "shard": example.shard}
+  _check_some(example)
+  caption = example.captions[rng.integers(len(example.captions))]
+  tokens = tokenizer([caption])[0]
+  _check_not_empty(example, caption, tokens)
+  return tokens
+
+
+def check_captions(example: Example, tokenizer: Tokenizer) -> None:
+  """Refuses an example of which any caption could not be used.
+
+  Raises:
+    BadExample: with its key.
+  """
+  _check_some(example)
+  for caption, tokens in zip(example.captions, tokenizer(example.captions), strict=True):
+    _check_not_empty(example, caption, tokens)
+
+
+def _check_some(example: Example) -> None:
   if not example.captions:
     raise BadExample(
       f"example {example.key!r} has no caption: give it one or drop it",
       reason="missing caption",
-      **where,
+      key=example.key,
+      shard=example.shard,
     )
-  caption = example.captions[rng.integers(len(example.captions))]
-  tokens = tokenizer([caption])[0]
+
+
+def _check_not_empty(example: Example, caption: str, tokens: np.ndarray) -> None:
   if tokens[1] == END_OF_TEXT:
     raise BadExample(
       f"a caption of example {example.key!r} is empty after cleaning, got {caption!r}:"
       " drop it from the source",
       reason="empty caption",
-      **where,
+      key=example.key,
+      shard=example.shard,
     )
-  return tokens
 
 
 def _hashes(same: Same, example: Example, tokens: np.ndarray) -> np.ndarray:
@@ -136,8 +161,11 @@ def _hashes(same: Same, example: Example, tokens: np.ndarray) -> np.ndarray:
   """
   numbers = []
   if same in ("picture", "either"):
-    name = f"{example.shard}\0{example.key}"  # keys may begin anew in every shard
-    numbers.append(zlib.crc32(name.encode(errors="surrogateescape")))
+    # By what the picture is, not by where it lies: lists name one file twice, web data
+    # has copies, and resharding renames.
+    image = example.image
+    data = image.tobytes() if isinstance(image, np.ndarray) else image
+    numbers.append(zlib.crc32(data))
   if same in ("caption", "either"):
     numbers.append(zlib.crc32(tokens.tobytes()))
   return np.array(numbers, np.uint32).view(np.int32)

@@ -1,6 +1,8 @@
 """What a training source is: random access to pictures with captions."""
 
 import dataclasses
+import hashlib
+import posixpath
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -24,8 +26,7 @@ class Example:
   """One picture with its captions.
 
   Attributes:
-    key: a stable name, which error messages quote, e.g. "1F600". Examples of one shard
-      that show the same picture share it where that is known, and are masked by it.
+    key: a stable name, which error messages quote, e.g. "1F600".
     image: uint8 [height, width, 3], or the bytes of an encoded picture (JPEG, PNG, ...).
     captions: at least one; the first is the main caption.
     shard: the file it came from; "" where there is none.
@@ -73,6 +74,21 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Shard:
+  """A file of a source, in the order of its examples.
+
+  Attributes:
+    path: where it lies.
+    examples: how many indices point into it.
+    bytes: its size.
+  """
+
+  path: str
+  examples: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
   """Examples that a shard should have and no index can point to.
 
@@ -80,7 +96,8 @@ class Loss:
     shard: the file.
     reason: why they are lost.
     detail: what was found, for people.
-    count: how many, where that is known (a stats file beside the shard), else 0.
+    count: how many, where that is known (a stats file beside the shard), else 0; see
+      `bad_examples.check_lost`.
   """
 
   shard: str
@@ -92,3 +109,20 @@ class Loss:
 def losses_of(source: Source) -> Sequence[Loss]:
   """What `source` noticed to be missing when it was opened (its `losses`, if any)."""
   return getattr(source, "losses", ())
+
+
+def shards_of(source: Source) -> Sequence[Shard]:
+  """The files of `source`, if it has any (its `shards`)."""
+  return getattr(source, "shards", ())
+
+
+def identity_of(source: Source) -> dict[str, int | str]:
+  """By what a resumed run knows that every index still means the same example.
+
+  Names, lengths and sizes of files in their order; not their folders or dates, so that
+  data may move.
+  """
+  shards = shards_of(source)
+  lines = [f"{posixpath.basename(s.path)}\t{s.examples}\t{s.bytes}\n" for s in shards]
+  digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+  return {"examples": len(source), "shards": len(shards), "digest": digest}

@@ -1,38 +1,27 @@
 """Pictures and captions in tars as img2dataset and webdataset write them."""
 
-import bisect
 import concurrent.futures
 import functools
-import hashlib
 import itertools
 import json
-import multiprocessing
-import operator
 import os
 import pathlib
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from typing import cast
+from collections.abc import Callable, Sequence
 
 from absl import logging
-from rich.console import Console
-from rich.progress import Progress
 
-from rankclip_jax.data import files, tar_index
-from rankclip_jax.data.source import BadExample, Example, Loss, Reason
+from rankclip_jax.data import files
+from rankclip_jax.data.offsets import Offsets
+from rankclip_jax.data.source import BadExample, Example, Loss, Reason, Shard
 from rankclip_jax.data.tar_index import BLOCK, JSON, PICTURE, TEXT, TarIndex
+from rankclip_jax.data.tar_indices import open_indices, some
 
 Version = tuple[int, str]
 _MakeBad = Callable[[Reason, str], BadExample]
 
-# A process takes as long to start as a few tars to index.
-_TARS_A_PROCESS = 4
 _THREADS = 16  # for what waits for disks and networks
 # Picture and caption are read at once where what lies between is no more, in bytes.
 _GAP = 1 << 16
-_SHOWN = 5  # examples in a message
 
 
 class TarSource:
@@ -83,24 +72,31 @@ class TarSource:
     paths = files.expand(self._spec)
     indices = open_indices(paths, cache=cache, workers=workers)
     self._shards = [(path, indices[path]) for path in paths]
-    self._ends = list(itertools.accumulate(len(index) for _, index in self._shards))
+    self._samples = Offsets(
+      (len(tar) for _, tar in self._shards), f"{self._spec} has samples"
+    )
     self.losses: tuple[Loss, ...] = tuple(
       index.loss for index in indices.values() if index.loss
     )
     if strict:
       self._check()
     if not len(self):
-      lost = _some([f"{loss.shard}: {loss.detail}" for loss in self.losses])
+      lost = some([f"{loss.shard}: {loss.detail}" for loss in self.losses])
       raise ValueError(f"There is no sample in {self._spec}; {lost or 'give it some.'}")
     if self.losses:
-      shown = _some([f"{loss.shard}: {loss.detail}" for loss in self.losses])
+      shown = some([f"{loss.shard}: {loss.detail}" for loss in self.losses])
       logging.warning(
         "%d of %d tars are damaged: %s", len(self.losses), len(paths), shown
       )
     logging.info("Found %d samples in %d tars of %s", len(self), len(paths), self._spec)
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return len(self._samples)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """The files, see `source.identity_of`."""
+    return [Shard(path, len(tar), tar.version[0]) for path, tar in self._shards]
 
   def __getitem__(self, index: int, /) -> Example:
     """Reads picture and captions.
@@ -110,12 +106,8 @@ class TarSource:
         captions are no text.
       ValueError: if the tar has changed.
     """
-    place = operator.index(index)
-    if not 0 <= place < len(self):
-      raise IndexError(f"{self._spec} has samples 0 to {len(self) - 1}, got {index}")
-    shard = bisect.bisect_right(self._ends, place)
+    shard, row = self._samples.locate(index)
     path, tar = self._shards[shard]
-    row = place - (self._ends[shard] - len(tar))
     picture, captions = self._read(path, tar, row, with_picture=True)
     return Example(tar.key(row), picture, captions, path)
 
@@ -165,7 +157,7 @@ class TarSource:
     if faults:
       raise ValueError(
         f"{self._spec} must be whole, and has {len(faults)} faults: "
-        f"{_some(faults)}. Repair the tars, or take these samples out."
+        f"{some(faults)}. Repair the tars, or take these samples out."
       )
 
 
@@ -224,144 +216,3 @@ def _json_captions(data: bytes, key: str, bad: _MakeBad) -> tuple[str, ...]:
   if not captions:
     raise bad("empty caption", f"{key!r} in its .json is empty")
   return captions
-
-
-def open_indices(
-  paths: Sequence[str], *, cache: pathlib.Path | None = None, workers: int | None = None
-) -> dict[str, TarIndex]:
-  """The indices of tars, made and stored where there is none, or one of another version.
-
-  Args:
-    paths: of the tars; one that is named twice has one index.
-    cache: a folder for indices that cannot be written beside the tars.
-    workers: see `TarSource`.
-
-  Raises:
-    ValueError: if a tar is missing, compressed or cannot be read.
-  """
-  unique = list(dict.fromkeys(paths))
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = dict(zip(unique, pool.map(lambda p: _cached(p, cache), unique), strict=True))
-  if absent := [str(error) for error in found.values() if isinstance(error, OSError)]:
-    raise ValueError(
-      f"{len(absent)} of {len(unique)} tars cannot be opened: {_some(absent)}. Put them "
-      "there, or take them out of the list."
-    )
-  todo = [path for path, index in found.items() if index is None]
-  if todo:
-    found |= _indexed(todo, cache, workers)
-  return cast(dict[str, TarIndex], found)
-
-
-def _cached(path: str, cache: pathlib.Path | None) -> TarIndex | OSError | None:
-  try:
-    version = files.version(path)
-  except OSError as error:
-    return error
-  for place in _places(path, cache):
-    try:
-      return tar_index.from_bytes(place.read_bytes(), path, version)
-    except (OSError, ValueError, LookupError, TypeError):
-      continue  # None yet, stale or damaged: it will be written anew.
-  return None
-
-
-def _indexed(
-  paths: list[str], cache: pathlib.Path | None, workers: int | None
-) -> dict[str, TarIndex]:
-  """Makes and stores indices, and shows it."""
-  began = time.monotonic()
-  indices, homeless = {}, []
-  console = Console(stderr=True)
-  with Progress(console=console, disable=not console.is_terminal) as bar:
-    task = bar.add_task("indexing tars", total=len(paths))
-    for path, index, stored in _in_parallel(paths, cache, workers):
-      indices[path] = index
-      if not stored:
-        homeless.append(path)
-      bar.advance(task)
-  if homeless:
-    logging.warning(
-      "%d indices could be written neither beside their tars nor to a cache folder (%s), "
-      "and will be made again next time",
-      len(homeless),
-      homeless[0],
-    )
-  samples, seconds = sum(map(len, indices.values())), time.monotonic() - began
-  logging.info("Indexed %d tars (%d samples) in %.1f s", len(paths), samples, seconds)
-  return indices
-
-
-def _in_parallel(
-  paths: list[str], cache: pathlib.Path | None, workers: int | None
-) -> Iterator[tuple[str, TarIndex, bool]]:
-  """Results of `_build_and_store` as they come: by threads for what is elsewhere (it
-  waits), by processes for what is here (it computes), not at all for a few."""
-  remote = any(map(files.is_remote, paths))
-  if workers is None:
-    workers = _THREADS if remote else min(_cores(), len(paths) // _TARS_A_PROCESS)
-  if min(workers, len(paths)) < 2:
-    yield from (_build_and_store(path, cache) for path in paths)
-    return
-  if remote:
-    executor = concurrent.futures.ThreadPoolExecutor(workers)
-  else:  # not forked: threads of JAX may be running
-    spawn = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
-  try:
-    futures = [executor.submit(_build_and_store, path, cache) for path in paths]
-    for future in concurrent.futures.as_completed(futures):
-      yield future.result()
-  except BrokenProcessPool as error:
-    raise ValueError(
-      "The processes that index tars ended early. Where a script opens the source, it "
-      'must do so under `if __name__ == "__main__":`, or with workers=1.'
-    ) from error
-  finally:
-    executor.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def _build_and_store(path: str, cache: pathlib.Path | None) -> tuple[str, TarIndex, bool]:
-  index = tar_index.build(path)
-  return path, index, _store(index, path, cache)
-
-
-def _store(index: TarIndex, path: str, cache: pathlib.Path | None) -> bool:
-  """Writes NAME.tar.index beside the tar, else to `cache`, or returns False."""
-  data = tar_index.to_bytes(index)
-  for place in _places(path, cache):
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-    try:
-      place.parent.mkdir(parents=True, exist_ok=True)
-      try:
-        temporary.write_bytes(data)
-        os.replace(temporary, place)
-      finally:
-        temporary.unlink(missing_ok=True)
-      return True
-    except OSError:
-      continue
-  return False
-
-
-def _places(path: str, cache: pathlib.Path | None) -> list[pathlib.Path]:
-  """Files that may hold the index, the first choice first."""
-  remote = files.is_remote(path)
-  places = [] if remote else [pathlib.Path(path + ".index")]
-  if cache is not None:
-    # Tars of many folders are called 00000.tar.
-    whole = os.fsencode(path if remote else os.path.abspath(path))
-    name = f"{os.path.basename(path)}.{hashlib.sha256(whole).hexdigest()[:16]}.index"
-    places.append(cache / name)
-  return places
-
-
-def _some(faults: list[str]) -> str:
-  more = "; ..." if len(faults) > _SHOWN else ""
-  return "; ".join(faults[:_SHOWN]) + more

@@ -15,7 +15,7 @@ from absl import logging
 
 from rankclip_jax.data import files, records, tfds_sets
 from rankclip_jax.data.array_record_source import Shards, local_copies
-from rankclip_jax.data.source import BadExample, Example, Reason
+from rankclip_jax.data.source import BadExample, Example, Reason, Shard
 
 _CAPTIONS = ("captions", "caption", "text", "title")
 _TEXTS = ("text", "caption", "raw")  # within such features, where they are dicts
@@ -82,6 +82,11 @@ class TfdsSource:
 
   def __len__(self) -> int:
     return len(self._shards)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """The files, see `source.identity_of`."""
+    return self._shards.shards()
 
   def __getitem__(self, index: int, /) -> Example:
     """Reads an example.

@@ -5,6 +5,7 @@ The module is a description; training and evaluation use it functionally:
 `params` is a plain nested dict of arrays. `models.sizes` has the sizes.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ class TwoTower(nnx.Module):
     return _l2_normalise(self.text(tokens))
 
 
+@functools.lru_cache(maxsize=8)
 def abstract(size: TwoTowerSize, *, with_bias: bool = False) -> tuple[nnx.GraphDef, dict]:
   """The module's graph and the shapes of its parameters, without computing anything."""
   model = nnx.eval_shape(

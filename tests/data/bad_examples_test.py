@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
-from rankclip_jax.data.source import BadExample, Loss
+from rankclip_jax.data.source import BadExample, Loss, Shard
 
 
 def bad(key, reason="undecodable picture", shard="a.tar"):
@@ -54,6 +54,17 @@ def test_threads_share_the_file(tmp_path):
   assert sorted(int(line["key"]) for line in lines(note.path)) == list(range(50))
 
 
+def test_processes_share_the_file(tmp_path):
+  note = BadExamples(tmp_path / "bad.jsonl")
+  copies = [pickle.loads(pickle.dumps(note)) for _ in range(3)]
+  for key in ("1", "2", "1"):
+    for copy in (note, *copies):
+      copy(bad(key))
+  copies[0](bad("3"))
+  note(bad("3"))
+  assert [line["key"] for line in lines(note.path)] == ["1", "2", "3"]
+
+
 def test_the_summary_counts_by_reason_and_shard(tmp_path):
   note = BadExamples(tmp_path / "bad.jsonl")
   note.lost([Loss("b.tar", "truncated shard", "ends at byte 700", 12)])
@@ -96,9 +107,34 @@ def test_none_may_mean_none():
     Allowance(0.0, "bad.jsonl").count(4, 1)
 
 
+class Shards:
+  """Files by their examples; `losses` name some of them."""
+
+  def __init__(self, losses, **examples):
+    self.losses = losses
+    self.shards = [Shard(name, count, 0) for name, count in examples.items()]
+
+  def __len__(self):
+    return sum(shard.examples for shard in self.shards)
+
+
 def test_shards_that_lost_too_much_are_refused():
-  losses = [Loss("b.tar", "truncated shard", "ends at byte 0", 20)]
-  check_lost(losses, 5000, 0.01)
-  check_lost([Loss("b.tar", "truncated shard", "ends at byte 0")], 5, 0.0)
-  with pytest.raises(ValueError, match=r"20 examples .* 40 are there, .*b\.tar: ends"):
-    check_lost(losses, 40, 0.01)
+  losses = [Loss("b", "truncated shard", "ends at byte 0", 20)]
+  check_lost(Shards(losses, a=5000, b=0), 0.01)
+  check_lost(Shards([], a=5000), 0.0)
+  with pytest.raises(ValueError, match=r"^20 examples .* 40 are there, .*b: ends"):
+    check_lost(Shards(losses, a=40, b=0), 0.01)
+
+
+@pytest.mark.parametrize(
+  "there, damaged, guess",
+  [
+    ({"a": 100, "b": 102, "c": 30}, "c", 71),
+    ({"a": 100, "b": 102, "c": 101}, "c", 1),
+    ({"a": 100, "b": 60}, "ab", 1 + 40),  # none is whole
+  ],
+)
+def test_what_a_shard_lost_is_guessed_from_the_whole_ones(there, damaged, guess):
+  data = Shards([Loss(name, "truncated shard", "cut") for name in damaged], **there)
+  with pytest.raises(ValueError, match=f"About {guess} examples were lost"):
+    check_lost(data, 0.0)

@@ -143,7 +143,7 @@ def test_rows_that_show_the_same_share_a_number(kind, kinds):
     def __getitem__(self, index):
       example = super().__getitem__(index)
       caption = ("the same",) if index % 3 == 0 else example.captions
-      return Example(str(index // 2), example.image, caption)
+      return Example(str(index), super().__getitem__(index // 2).image, caption)
 
   found = joined(batches(Twins(12), num_steps=1, global_batch=12, same=kind))
   same, ids = found["same"], found["id"]
@@ -156,13 +156,15 @@ def test_rows_that_show_the_same_share_a_number(kind, kinds):
   np.testing.assert_array_equal(agree, expected)
 
 
-def test_keys_of_two_shards_are_two_pictures():
-  class Shards(Numbers):
-    def __getitem__(self, index):
-      example = super().__getitem__(index)
-      return Example("00000", example.image, example.captions, f"{index // 2}.tar")
+def test_one_picture_under_two_names_is_one():
+  class Copies(Numbers):
+    """Pictures 0 and 1 are one, and so are 2 and 3."""
 
-  found = joined(batches(Shards(4), num_steps=1, same="picture"))
+    def __getitem__(self, index):
+      picture = super().__getitem__(index // 2).image
+      return Example("00000", picture, (f"{index}",), f"{index}.tar")
+
+  found = joined(batches(Copies(4), num_steps=1, same="picture"))
   number = dict(zip(found["id"].tolist(), found["same"][:, 0].tolist(), strict=True))
   assert number[0] == number[1] != number[2] == number[3]
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rankclip_jax.data import records
-from rankclip_jax.data.source import BadExample
+from rankclip_jax.data.source import BadExample, identity_of
 from rankclip_jax.data.tfds_source import TfdsSource
 from tests.data import tfds_sets
 
@@ -174,6 +174,13 @@ def test_a_damaged_description_is_refused(own):
   (own / "dataset_info.json").write_text("{")
   with pytest.raises(ValueError, match="cannot be read .*prepare it again"):
     TfdsSource(CAPTIONS, data_dir=own.parents[1])
+
+
+def test_parts_of_a_file_are_told_apart(data_dir):
+  parts = ("train[:10]", "train[10:]", "train[:7]", "test")
+  found = [identity_of(TfdsSource(CAPTIONS, split=p, data_dir=data_dir)) for p in parts]
+  assert [x["examples"] for x in found] == [10, 10, 7, 7]
+  assert len({x["digest"] for x in found}) == 4
 
 
 @pytest.mark.parametrize("how", ["cut", "missing", "short"])

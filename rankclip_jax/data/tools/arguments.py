@@ -50,7 +50,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     "--image-key",
     default="",
     metavar="NAME",
-    help="the feature with the pictures; else the known names",
+    help="the column or feature with the pictures; else the known names",
   )
   parser.add_argument(
     "--tfds-dir",

@@ -1,0 +1,23 @@
+"""Parquet files for tests."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.data.examples import put
+
+
+def write(path, columns, *, group: int = 2, **options) -> str:
+  """Writes a table, here or in memory, and returns the path."""
+  table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+  pq.write_table(table, out := io.BytesIO(), row_group_size=group, **options)
+  return put(path, out.getvalue())
+
+
+def pairs(count: int, start: int = 0) -> dict[str, list]:
+  numbers = range(start, start + count)
+  return {
+    "image": [b"picture %d" % i for i in numbers],
+    "caption": [f"caption {i}" for i in numbers],
+  }
