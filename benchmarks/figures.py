@@ -91,9 +91,11 @@ def scaling(path: Path, panels: Sequence[Panel], *, x_label: str, guide: float) 
 
 def bars(path: Path, groups: Sequence[Bars], *, y_label: str) -> None:
   """Groups side by side, each with an axis of its own; whiskers are low and high."""
-  figure = Figure(figsize=(0.9 + 3.0 * len(groups), 2.9), dpi=_DPI, layout="constrained")
+  widths = [max(3.0, 0.8 * len(group.values)) for group in groups]  # labels have room
+  figure = Figure(figsize=(0.9 + sum(widths), 2.9), dpi=_DPI, layout="constrained")
   FigureCanvasAgg(figure)
-  for axes, group in zip(np.ravel(figure.subplots(1, len(groups))), groups, strict=True):
+  places = figure.subplots(1, len(groups), width_ratios=widths)
+  for axes, group in zip(np.ravel(places), groups, strict=True):
     _quiet(axes)
     axes.grid(visible=False, axis="x")
     axes.set_title(group.title, fontsize=_FONT + 1, color=_INK, loc="left", pad=10)

@@ -12,8 +12,9 @@ files are in the page cache. "Bare decoding" is what so many processes decode, c
 scale at the same time if they do nothing else. PyTorch's loaders give normalised floats,
 ours bytes that are normalised on the device, as each does in training.
 
-`--index` times the index of a tar of 10,000 examples; `--steps=20000` watches the memory
-of so many small batches.
+The pictures are listed 25 times over. `--index` times the index of a tar of 10,000
+examples; `--steps=20000` watches the memory of so many small batches; `--resume` times
+the first batch in the middle of 10,000,000 examples.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from benchmarks import figures, machine  # noqa: E402
 
 SIZE, TOKENS, CROP = 224, 77, (0.9, 1.0)
 SHARDS = 4
+LISTED = 25  # times: what people train on is longer than what is made here
 WARM_UP = 3.0  # seconds, while processes start and shuffle buffers fill
 
 
@@ -57,7 +59,7 @@ def make(folder: Path, width: int, count: int) -> None:
   photographs = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
   photographs = [Image.fromarray(p) for p in photographs]
   folder.mkdir(parents=True)
-  lines = ["filepath\ttitle"]
+  head, lines = "filepath\ttitle", []
   shards: list[list[tuple[str, bytes]]] = [[] for _ in range(SHARDS)]
   for i in range(count):
     whole = photographs[i % len(photographs)]
@@ -74,7 +76,7 @@ def make(folder: Path, width: int, count: int) -> None:
     shards[i * SHARDS // count] += members
   for number, members in enumerate(shards):
     _write_tar(folder / f"{number:05}.tar", members)
-  (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+  (folder / "pairs.tsv").write_text("\n".join([head, *lines * LISTED, ""]))
 
 
 def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -93,8 +95,9 @@ def _ours(kind: str, workers: bool = False) -> Callable[..., Iterator[int]]:
     from rankclip_jax.data import opening, pipeline
     from rankclip_jax.data.tokenizer import Tokenizer
 
-    spec = {"tar": "*.tar", "csv": "pairs.tsv"}[kind]
-    source = opening.open_source(kind, str(folder / spec), opening.Options())  # pyright: ignore
+    spec = str(folder / {"tar": "*.tar", "csv": "pairs.tsv"}[kind])
+    spec = "::".join([spec] * LISTED) if kind == "tar" else spec
+    source = opening.open_source(kind, spec, opening.Options())  # pyright: ignore
     batches = pipeline.train_batches(
       source,
       image_size=SIZE,
@@ -143,7 +146,7 @@ def _open_clip(kind: str) -> Callable[..., Iterator[int]]:
     import peers
     from open_clip_train import data
 
-    tars = "::".join(str(path) for path in sorted(folder.glob("*.tar")))
+    tars = "::".join([str(path) for path in sorted(folder.glob("*.tar"))] * LISTED)
     args = types.SimpleNamespace(
       train_data=tars if kind == "tar" else str(folder / "pairs.tsv"),
       train_num_samples=10**6,
@@ -315,7 +318,7 @@ def draw(rows: list[Row], path: Path) -> None:
   for width in sorted({r.width for r in rows}):
     here = [r for r in rows if r.width == width]
     bars = {
-      r.name.replace(" ", "\n", 1): (r.median, min(r.rates), max(r.rates)) for r in here
+      r.name.replace(" ", "\n"): (r.median, min(r.rates), max(r.rates)) for r in here
     }
     groups.append(figures.Bars(f"{width} pixels wide", bars))
   figures.bars(path, groups, y_label="images a second")
@@ -366,6 +369,84 @@ def memory(steps: int, args: argparse.Namespace) -> str:
   return f"{steps:,} batches of 8, resident MiB after every tenth of them: {shown}"
 
 
+def resume_time(rows: int = 10_000_000) -> str:
+  """How long it takes to go on in the middle of an epoch, in a process that just began.
+
+  A TSV and a parquet file that name one picture; their indices were made before.
+  """
+  lines = [
+    "| format | index made | opened | first batch | together |",
+    "|---|" + 4 * "---:|",
+  ]
+  with tempfile.TemporaryDirectory() as root:
+    folder = Path(root)
+    make(folder / "256", 256, 1)
+    picture = folder / "256" / "00000.jpg"
+    _many_rows(folder, picture, rows)
+    for kind, name in (("csv", "pairs.tsv"), ("parquet", "pairs.parquet")):
+      command = [
+        sys.executable,
+        __file__,
+        f"--resumed={kind}",
+        f"--folder={folder / name}",
+      ]
+      made, (opened, first) = (
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for _ in range(2)
+      )
+      lines.append(
+        f"| {kind} | {made[0]:.1f} s | {opened:.2f} s | {first:.2f} s | "
+        f"{opened + first:.2f} s |"
+      )
+  return f"{rows:,} examples, batches of 256\n\n" + "\n".join(lines)
+
+
+def _many_rows(folder: Path, picture: Path, rows: int) -> None:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  with (folder / "pairs.tsv").open("w") as file:
+    file.write("filepath\ttitle\n")
+    for start in range(0, rows, 100_000):
+      numbers = range(start, start + 100_000)
+      file.write("".join(f"{picture}\ta photograph, number {i}\n" for i in numbers))
+  schema = pa.schema([("filepath", pa.string()), ("caption", pa.string())])
+  with pq.ParquetWriter(folder / "pairs.parquet", schema) as writer:
+    for start in range(0, rows, 100_000):
+      numbers = range(start, start + 100_000)
+      captions = [f"a photograph, number {i}" for i in numbers]
+      columns = [[str(picture)] * len(numbers), captions]
+      writer.write_table(pa.table(columns, schema=schema), row_group_size=10_000)
+
+
+def resumed(args: argparse.Namespace) -> None:
+  """Prints seconds to open a source and for a batch from its middle."""
+  from absl import flags
+
+  from rankclip_jax.data import opening, pipeline
+  from rankclip_jax.data.tokenizer import Tokenizer
+
+  flags.FLAGS.mark_as_parsed()
+  began = time.perf_counter()
+  source = opening.open_source(args.resumed, args.folder, opening.Options())
+  opened = time.perf_counter()
+  steps = len(source) // 256
+  batches = pipeline.train_batches(
+    source,
+    image_size=SIZE,
+    tokenizer=Tokenizer(TOKENS),
+    augment_scale=CROP,
+    global_batch=256,
+    num_steps=steps,
+    seed=0,
+    start_step=steps // 2,
+    num_threads=args.readers,
+  )
+  next(batches)
+  print(json.dumps((opened - began, time.perf_counter() - opened)), flush=True)
+  os._exit(0)
+
+
 def _resident() -> int:
   pages = int(Path("/proc/self/statm").read_text().split()[1])
   return pages * os.sysconf("SC_PAGE_SIZE")
@@ -385,6 +466,8 @@ def arguments() -> argparse.Namespace:
   add("--plot", type=Path, help="where to draw them (PNG)")
   add("--index", action="store_true", help="time the index of a tar instead")
   add("--steps", type=int, help="watch the memory of so many batches instead")
+  add("--resume", action="store_true", help="time the start amid 10 M examples instead")
+  add("--resumed", choices=("csv", "parquet"), help=argparse.SUPPRESS)
   add("--child", choices=names, help=argparse.SUPPRESS)
   add("--folder", help=argparse.SUPPRESS)
   return parser.parse_args()
@@ -392,13 +475,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
   args = arguments()
-  if args.child:
-    child(args)
+  if args.child or args.resumed:
+    child(args) if args.child else resumed(args)
   where = machine.describe(
     ("grain", "simplejpeg", "opencv-python-headless", "pillow", "torch", "torchvision",
      "open_clip_torch", "webdataset"), args.readers
   )  # fmt: skip
-  if args.index or args.steps:
+  if args.resume:
+    print(resume_time())
+  elif args.index or args.steps:
     print(index_time() if args.index else memory(args.steps, args))
   else:
     rows = compare(args)

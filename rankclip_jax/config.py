@@ -160,6 +160,16 @@ class EvalConfig:
   every_epochs: int = free(10)  # and at the end; 0 is only at the end
   batch_size: int = free(256)  # global; rounded up to the devices
   checkpoint: str = free("latest")
+  # For mode=eval. The field's data sets by CLIP_benchmark's names, separated by commas,
+  # "all", or folders; "" is what the run held out.
+  datasets: str = free("")
+  folder_dir: str = free("")  # of those that TFDS lacks; "" is ~/clip_benchmark
+  names: str = free("")  # a file of class names in place of the known ones
+  templates: str = free("")  # a file of prompts in place of the known ones
+  probe: Literal["none", "released", "sweep"] = free("none")  # linear probes, and how
+  # This job does every num_shards-th task; mode=merge joins what they did.
+  shard: int = free(0)
+  num_shards: int = free(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +228,9 @@ class DistributedConfig:
 class Config:
   """One run."""
 
-  mode: Literal["train", "eval", "report", "embed", "search", "export"] = free("train")
+  mode: Literal["train", "eval", "merge", "report", "embed", "search", "export"] = free(
+    "train"
+  )
   seed: int = 0
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
@@ -251,6 +263,7 @@ class Config:
     _at_least(1, "optim.micro_batches", self.optim.micro_batches)
     _at_least(1, "log.every_steps", self.log.every_steps)
     _at_least(1, "eval.batch_size", self.eval.batch_size)
+    _at_least(1, "eval.num_shards", self.eval.num_shards)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
     low, high = self.data.crop_scale
     if not 0 < low <= high <= 1:
@@ -278,6 +291,8 @@ class Config:
        self.optim.warmup_steps is None or self.optim.warmup_steps >= 0, "0 or more"),
       ("optim.layer_decay", self.optim.layer_decay,
        0 < self.optim.layer_decay <= 1, "in (0, 1]; 1 is off"),
+      ("eval.shard", self.eval.shard, 0 <= self.eval.shard < self.eval.num_shards,
+       f"from 0 to {self.eval.num_shards - 1} (eval.num_shards - 1)"),
       ("search.top", self.search.top, self.search.top >= 1, "at least 1"),
       ("objective.top_k", self.objective.top_k,
        self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),

@@ -86,7 +86,10 @@ class Model:
     self.source = weights.source
     self.tokenizer = tokenizers.Tokenizer(self.size.context_length)
     self.logit_scale, self.logit_bias = _scale_and_bias(weights)
-    self._resize = _resizing(weights)
+    self._how = _how_resized(weights)
+    self._resize = lambda image: transforms.resize_center_crop(
+      image, self.size.image_size, **self._how
+    )
     rows = -(-batch_size // mesh.size)
     self.batch_size = rows * mesh.size
     self._small = -(-rows // _SMALL) * mesh.size
@@ -134,6 +137,19 @@ class Model:
     embedded = self._encode_pictures(paths, prepared, True, advance)
     readable = [i for i in range(len(paths)) if i not in unreadable]
     return embedded[readable], dict(sorted(unreadable.items()))
+
+  def encode_pictures(
+    self, count: int, picture: Callable[[int], np.ndarray], normalize: bool = True
+  ) -> np.ndarray:
+    """What `encode_image` gives for large sets, of which a batch is in memory.
+
+    Args:
+      count: of pictures.
+      picture: uint8 [height, width, 3] by its place; called by several threads.
+      normalize: as there.
+    """
+    prepared = lambda place, _: self._prepared(picture(place), place)
+    return self._encode_pictures(range(count), prepared, normalize)
 
   def encode_text(self, texts: str | Iterable[str], normalize: bool = True) -> np.ndarray:
     """Embeddings of one or many texts, float32 [texts, dim], in their order.
@@ -184,6 +200,11 @@ class Model:
       ValueError: if it is no picture.
     """
     return self._prepared(image, 0)
+
+  @property
+  def resizing(self) -> dict[str, Any]:
+    """How pictures become squares, in JSON types."""
+    return {"image_size": self.size.image_size, **self._how}
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
@@ -302,7 +323,7 @@ def _scale_and_bias(weights: Weights) -> tuple[float, float]:
   return math.exp(scale), bias
 
 
-def _resizing(weights: Weights) -> Callable[[Any], np.ndarray]:
+def _how_resized(weights: Weights) -> dict[str, str]:
   """How the model's pictures become squares, as they did where it was trained."""
   how = {
     key: weights.preprocessing.get(key, choices[0])
@@ -315,8 +336,7 @@ def _resizing(weights: Weights) -> Callable[[Any], np.ndarray]:
         f"there are {' and '.join(transforms.RESIZING[key])}. The weights can be "
         "exported, and fine-tuned on pictures that are resized as here."
       )
-  size = weights.size.image_size
-  return lambda image: transforms.resize_center_crop(image, size, **how)
+  return how
 
 
 def _square(image: Any, place: int, resize: Callable[[Any], np.ndarray]) -> np.ndarray:

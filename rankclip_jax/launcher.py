@@ -9,7 +9,7 @@ import traceback
 import absl.logging
 import jax
 
-from rankclip_jax import evaluate, export, report, search, train
+from rankclip_jax import evaluate, export, report, search, suite, train
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.evals import results
 
@@ -17,7 +17,12 @@ from rankclip_jax.evals import results
 EXIT_STOPPED = 75
 
 # Modes that use a model, each a function of config and workdir to what is printed.
-_TOOLS = {"embed": search.embed, "search": search.search, "export": export.run}
+_TOOLS = {
+  "embed": search.embed,
+  "search": search.search,
+  "export": export.run,
+  "merge": suite.merge,
+}
 
 _HEADLINES = {
   "zeroshot_retrieval": (
@@ -31,6 +36,7 @@ _HEADLINES = {
     "text_retrieval_recall@1",
   ),
   "zeroshot_classification": ("acc1", "mean_per_class_recall"),
+  "linear_probe": ("lp_acc1", "lp_mean_per_class_recall"),
   "geometry": (
     "rank_consistency_cross_modal_kendall_tau",
     "rank_consistency_in_modal_kendall_tau",
@@ -62,7 +68,8 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   for other in others:
     if not other.is_dir():
       raise ValueError(f"config.report.compare names {other}, which does not exist.")
-  needs_workdir = cfg.mode in ("eval", "report") or not cfg.init.weights
+  needs_workdir = not cfg.init.weights or cfg.mode in ("report", "merge")
+  needs_workdir |= cfg.mode == "eval" and not cfg.eval.datasets
   if cfg.mode != "train" and needs_workdir and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
   if cfg.mode in _TOOLS and cfg.distributed.mode != "off":
@@ -78,7 +85,7 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   if cfg.mode == "train" and not train.run(cfg, workdir):
     return EXIT_STOPPED
   if cfg.mode == "eval":
-    evaluate.run(cfg, workdir)
+    (suite.run if cfg.eval.datasets else evaluate.run)(cfg, workdir)
   if jax.process_index() == 0:
     page = report.build([workdir, *others], workdir / "report")
     print(summary(workdir))

@@ -70,7 +70,7 @@ def test_unknown_keys_are_refused_with_the_nearest(key, message):
   [
     (
       {"mode": "trian"},
-      r"mode must be one of train, eval, report, .*, got 'trian'.*mean train",
+      r"mode must be one of train, eval, merge, report, .*, got 'trian'.*mean train",
     ),
     ({"data__batch_size": 1}, "data.batch_size must be at least 2, got 1"),
     ({"data__batch_size": 2.5}, "data.batch_size must be of type int, got 2.5"),

@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import pathlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from rankclip_jax.data.source import Example
 from rankclip_jax.data.tokenizer import Tokenizer
 from tests.data.pictures import encoded, photograph
 
+ROOT = pathlib.Path(__file__).parents[1]
 COUNT, BATCH = 24, 8
 FORMATS = ("csv", "tar", "parquet", "array_record", "tfds", "mixture")
 CONFIG = config.Config(
@@ -197,6 +200,35 @@ def test_what_is_held_out_may_be_of_another_format(data):
   assert plan.source_of(cfg, "test")[0].key == "00.jpg"
 
 
+def test_the_command_of_the_page_trains(tmp_path):
+  """docs/data.md's first, with a smaller model, on files of these names."""
+  page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+  (command,) = re.findall(r"python (main\.py .*data\.source=tar.*)", page)
+  (tmp_path / "cc3m").mkdir()
+  write_tars(tmp_path / "cc3m")
+  (tmp_path / "cc3m" / "00000.tar").rename(tmp_path / "cc3m" / "00331.tar")
+  for i in range(331):
+    (tmp_path / "cc3m" / f"{i:05}.tar").write_bytes(
+      (tmp_path / "cc3m" / "00331.tar").read_bytes()
+    )
+  held_out = pathlib.Path(write_csv(tmp_path, range(8)))
+  held_out.rename(tmp_path / "cc3m_val.csv")
+  small = "--config.model.name=nano --config.data.batch_size=1024 --config.optim.epochs=1"
+  flags = shlex.split(command.replace("main.py", str(ROOT / "main.py")))
+  flags = [x.replace("configs/", f"{ROOT}/configs/") for x in flags]
+  done = subprocess.run(
+    [sys.executable, *flags, *small.split()],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert "on 3984 pairs of tar" in done.stdout
+  assert (tmp_path / "runs" / "cc3m" / "report" / "index.html").is_file()
+
+
 def test_the_built_in_data_reads_no_files():
   with pytest.raises(ValueError, match=r"data\.train is given.*data\.source=tar"):
     plan.source_of(of(CONFIG.data, train="mine.tsv"), "train")
@@ -290,7 +322,7 @@ def processes(workdir: pathlib.Path, trains: list[str], test: str, *flags: str):
         f"--config.distributed.num_processes={len(trains)}",
         f"--config.distributed.process_id={i}", *flags,
       ],
-      cwd=pathlib.Path(__file__).parents[1],
+      cwd=ROOT,
       env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -359,7 +391,7 @@ def shares(spec: str, processes: int, start: int = 0) -> list[list]:
       [sys.executable, "-c", SCRIPT, spec, str(i), str(processes), str(start)],
       stdout=subprocess.PIPE,
       text=True,
-      env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     for i in range(processes)
   ]

@@ -15,6 +15,7 @@ ALLOWED = {
   "interop": {"interop", "models"},
   "data": {"data"},
   "evals": {"evals"},
+  "probes": {"probes", "evals", "sharding"},
   "report": {"report", "evals"},
   "optim": set(),
   "sharding": set(),
@@ -41,7 +42,10 @@ ALLOWED = {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
     "models", "plan", "progress", "start", "state", "step",
   },
-  "launcher": {"config", "evals", "evaluate", "export", "report", "search", "train"},
+  "suite": {"config", "data", "evals", "inference", "probes", "start", "suite"},
+  "launcher": {
+    "config", "evals", "evaluate", "export", "report", "search", "suite", "train",
+  },
 }  # fmt: skip
 # Libraries that a room must do without.
 FORBIDDEN = {
@@ -49,6 +53,7 @@ FORBIDDEN = {
   "evals": {"jax", "flax", "optax", "orbax"},
   "report": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
+  "probes": {"flax", "orbax", "ml_collections"},
   "models": {"optax", "orbax", "ml_collections"},
   "interop": {"optax", "orbax", "ml_collections", "torch", "transformers", "open_clip"},
 }

@@ -186,8 +186,9 @@ def test_the_snippets_of_the_page_run(run, pictures, tmp_path, monkeypatch):
   assert names["logits"].shape == (2, 2)
 
 
-def test_every_command_of_the_page_names_fields_that_exist():
-  page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
-  flags = re.findall(r"--config\.[\w.]+", page)
-  assert len(flags) > 10
+@pytest.mark.parametrize("page", ["use", "data", "evaluation"])
+def test_every_command_of_the_page_names_fields_that_exist(page):
+  text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+  flags = re.findall(r"--config\.[\w.]+\w", text)
+  assert len(flags) > 4
   config.check_flag_names(flags)

@@ -70,11 +70,19 @@ def size_of(example: Example) -> tuple[int, int]:
   return height, width
 
 
-def at_least(example: Example, height: int, width: int) -> np.ndarray:
+def at_least(
+  example: Example, height: int, width: int, *, interpolate: bool = True
+) -> np.ndarray:
   """The whole picture in at least `height` by `width` pixels, where it has as many.
 
   A JPEG is decoded at a half, three eighths, a quarter or an eighth, if that is still
-  enough (see `reduction`); anything else, and what libjpeg complains of, is `exact`.
+  enough (see `reduction`);
+  anything else, and what libjpeg complains of, is `exact`.
+
+  Args:
+    example: with the picture.
+    height, width: in pixels.
+    interpolate: colours that the JPEG has at half of the resolution.
 
   Raises:
     BadExample: as `exact`.
@@ -84,7 +92,11 @@ def at_least(example: Example, height: int, width: int) -> np.ndarray:
     return exact(example)
   try:
     return simplejpeg.decode_jpeg(
-      data, min_height=height, min_width=width, min_factor=_LEAST_REDUCTION
+      data,
+      fastupsample=not interpolate,
+      min_height=height,
+      min_width=width,
+      min_factor=_LEAST_REDUCTION,
     )
   except ValueError:
     return exact(example)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,41 +23,24 @@ from rich.table import Table
 from tensorflow_datasets.core import registered
 
 from rankclip_jax.data import files, tfds_sets, tfrecords
+from rankclip_jax.data.benchmarks import places, table
 from rankclip_jax.data.tfds_sets import FORMAT, Name
 
 State = Literal[
   "ready",
   "other format",  # prepared, but not for reading at random
+  "damaged",  # half prepared, or changed since
   "downloads",  # by itself, when it is prepared
   "manual files",  # which the user has to put into a folder
   "needs TensorFlow",  # only to say more
   "not in TFDS",
 ]
 
-# The sets of the evaluation by TFDS's names, where it has them.
-EVALUATION = (
-  "imagenet2012",
-  "imagenet_v2/matched-frequency",
-  "imagenet_v2/threshold-0.7",
-  "imagenet_v2/topimages",
-  "imagenet_sketch",
-  "imagenet_a",
-  "imagenet_r",
-  "cifar10",
-  "cifar100",
-  "caltech101",
-  "dtd",
-  "fgvc_aircraft",
-  "oxford_flowers102",
-  "food101",
-  "gtsrb",
-  "oxford_iiit_pet",
-  "rendered_sst2",
-  "cars196",
-  "stl10",
-  "svhn_cropped",
-  "coco_captions",
-  "flickr30k",
+# The sets of the evaluation: by TFDS's names where it has them, else by CLIP_benchmark's.
+EVALUATION = tuple(
+  benchmark.tfds or benchmark.name
+  for benchmark in table.BENCHMARKS.values()
+  if not benchmark.built_in
 )
 _INSTALL = "pip install tensorflow-cpu"
 
@@ -88,22 +72,38 @@ class Status:
 
 
 def look(
-  names: Sequence[str] = (), *, data_dir: str = "", manual_dir: str = ""
+  names: Sequence[str] = (),
+  *,
+  data_dir: str = "",
+  manual_dir: str = "",
+  folder_dir: str = "",
 ) -> list[Status]:
   """What is ready and what is to be done, in the order of the names.
 
   Args:
-    names: `NAME[/CONFIG][:VERSION]`; by default, the sets of the evaluation.
+    names: `NAME[/CONFIG][:VERSION]`, or what the evaluation calls a data set; by default,
+      all sets of the evaluation.
     data_dir: where TFDS keeps data sets; "" is its default.
     manual_dir: where files are that the user has to get; "" is TFDS's default.
+    folder_dir: where the sets of the evaluation are that TFDS lacks; "" is
+      `places.DEFAULT`.
 
   Raises:
     ValueError: if a name is malformed, or `data_dir` is not local.
   """
   if files.is_remote(data_dir):
     raise ValueError(f"data_dir must be local, got {data_dir}; prepare it here, copy it.")
-  parsed = [Name.parse(text) for text in names or EVALUATION]
-  return [_look(name, os.path.expanduser(data_dir), manual_dir) for name in parsed]
+  found, data_dir = [], os.path.expanduser(data_dir)
+  for text in names or EVALUATION:
+    benchmark = _benchmark(text)
+    if benchmark is not None and not benchmark.tfds:
+      place = places.look(benchmark, folder_dir)
+      found.append(Status(text, place.state, folder=place.folder, todo=place.todo))
+    else:
+      name = Name.parse(text if benchmark is None else benchmark.tfds)
+      status = _look(name, data_dir, manual_dir)
+      found.append(dataclasses.replace(status, name=text))
+  return found
 
 
 def run(status: Status, *, data_dir: str = "", manual_dir: str = "") -> Status:
@@ -120,16 +120,21 @@ def run(status: Status, *, data_dir: str = "", manual_dir: str = "") -> Status:
   Raises:
     ValueError: if that cannot be done, with what is missing.
   """
-  name, data_dir = Name.parse(status.name), os.path.expanduser(data_dir)
-  if status.state == "not in TFDS":
-    raise ValueError(f"{name}: {status.todo}")
+  if status.state in ("not in TFDS", "damaged"):
+    raise ValueError(f"{status.name}: {status.todo}")
+  benchmark, data_dir = _benchmark(status.name), os.path.expanduser(data_dir)
+  if benchmark is not None and not benchmark.tfds:
+    if status.state == "ready":
+      return status
+    raise ValueError(f"{status.name}: TFDS lacks it. {status.todo}")
+  name = Name.parse(status.name if benchmark is None else benchmark.tfds)
   if status.state == "other format":
     if "tfrecord" not in status.formats:
       raise ValueError(f"{name}: {status.todo}")
     tfrecords.convert(pathlib.Path(status.folder))
   elif status.state != "ready":
-    _prepare(status, data_dir, manual_dir)
-  return _look(name, data_dir, manual_dir)
+    _prepare(status, name, data_dir, manual_dir)
+  return dataclasses.replace(_look(name, data_dir, manual_dir), name=status.name)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     "names",
     nargs="*",
     metavar="NAME[/CONFIG][:VERSION]",
-    help="data sets of TFDS; by default, all of the evaluation",
+    help="data sets of TFDS or of the evaluation; by default, all of the evaluation",
   )
   parser.add_argument("--run", action="store_true", help="prepare those that are named")
   parser.add_argument(
@@ -163,11 +168,16 @@ def main(argv: Sequence[str]) -> int:
     "--manual_dir", default="", help="where your files are (DATA_DIR/downloads/manual)"
   )
   parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+  parser.add_argument(
+    "--folder_dir",
+    default="",
+    help=f"where evaluation sets are that TFDS lacks ({places.DEFAULT})",
+  )
   flags = parser.parse_args(argv)
   where = {"data_dir": flags.data_dir, "manual_dir": flags.manual_dir}
   if flags.run and not flags.names:
     raise ValueError("--run: name the data sets to prepare; all of them are over 200 GB.")
-  found = look(flags.names, **where)
+  found = look(flags.names, **where, folder_dir=flags.folder_dir)
   if flags.run:
     found = [run(status, **where) for status in found]
   if flags.json:
@@ -202,13 +212,26 @@ def show(found: Sequence[Status]) -> None:
     console.print(f"  {markup.escape(note)}", soft_wrap=True, highlight=False)
 
 
+def _benchmark(text: str) -> table.Benchmark | None:
+  """The set of the evaluation that a name means, if any."""
+  try:
+    return table.find(text)
+  except ValueError:
+    return None
+
+
 def _look(name: Name, data_dir: str, manual_dir: str) -> Status:
   else_prepared = ""
   if tfds_sets.prepared(name.name, data_dir):
     try:
-      return _prepared(name, tfds_sets.locate(name, data_dir, None))
+      folder = tfds_sets.locate(name, data_dir, None)
     except ValueError as error:  # Other configs or versions; this one may come.
       else_prepared = str(error)
+    else:
+      return _prepared(name, folder)
+  elif folder := _half_prepared(name, data_dir):
+    todo = f"{folder} has no features.json; remove it, and prepare it again"
+    return Status(str(name), "damaged", folder=str(folder), todo=todo)
   try:
     builder = _builder(name, data_dir)
   except registered.DatasetNotFoundError:
@@ -243,9 +266,23 @@ def _look(name: Name, data_dir: str, manual_dir: str) -> Status:
   return dataclasses.replace(status, state="manual files", todo=todo)
 
 
+def _half_prepared(name: Name, data_dir: str) -> pathlib.Path | None:
+  """A folder of a version that TFDS does not take for one."""
+  for root in tfds_sets.roots(data_dir):
+    parent = pathlib.Path(root) / name.name / name.config
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+      if re.fullmatch(r"\d+\.\d+\.\d+", folder.name):
+        return folder
+  return None
+
+
 def _prepared(name: Name, folder: pathlib.Path) -> Status:
-  info = tfds.builder_from_directory(folder).info
-  formats = tuple(sorted(found.value for found in info.available_file_formats()))
+  try:
+    info = tfds.builder_from_directory(folder).info
+    formats = tuple(sorted(found.value for found in info.available_file_formats()))
+  except Exception as error:  # A dozen kinds.
+    todo = f"{folder} cannot be read ({error}); remove it, and prepare it again"
+    return Status(str(name), "damaged", folder=str(folder), todo=todo)
   splits = {key: split.num_examples for key, split in info.splits.items()}
   todo = ""
   if FORMAT not in formats:
@@ -285,8 +322,7 @@ def _manual_folder(builder: Any, manual_dir: str) -> pathlib.Path:
   return pathlib.Path(manual_dir).expanduser() if manual_dir else default
 
 
-def _prepare(status: Status, data_dir: str, manual_dir: str) -> None:
-  name = Name.parse(status.name)
+def _prepare(status: Status, name: Name, data_dir: str, manual_dir: str) -> None:
   missing = importlib.util.find_spec("tensorflow") is None
   if status.state == "needs TensorFlow":
     raise ValueError(f"{name}: {status.todo}")

@@ -11,9 +11,8 @@ from rankclip_jax.data.source import Example
 
 # The loader's threads are the parallelism; OpenCV's own would fight them.
 cv2.setNumThreads(1)
-# Down to this share bilinear sampling leaves out next to nothing; below it areas are
-# averaged, as antialiasing asks.
-_LINEAR_FROM = 3 / 4
+# Colours that are this much finer than what is made of them need no interpolation.
+_FINE = 4 / 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +77,21 @@ class View:
       example,
       math.ceil(height * min(1.0, self.size / crop_height)),
       math.ceil(width * min(1.0, self.size / crop_width)),
+      interpolate=min(crop_height, crop_width) < _FINE * self.size,
     )
     return image[_scaled(box, image.shape[:2], (height, width))]
 
   def _resize(self, crop: np.ndarray, out: np.ndarray) -> None:
+    """Means of two by two pixels while there are enough, then bilinear.
+
+    OpenCV's mean of any area, a little nearer to Pillow, takes seven times as long.
+    """
     height, width, _ = crop.shape
-    shrinks = self.size < _LINEAR_FROM * max(height, width)
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cv2.resize(crop, (self.size, self.size), dst=out, interpolation=how)
+    while min(height, width) >= 2 * self.size:
+      height, width = height // 2, width // 2
+      even = crop[: 2 * height, : 2 * width]
+      crop = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
+    cv2.resize(crop, (self.size, self.size), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def _centre(height: int, width: int, size: int) -> tuple[int, int, int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REQUIRED_KEYS = ("dataset", "task", "metrics")
+EXTRAS = "rankclip_jax"
 
 
 def write(
@@ -53,13 +54,18 @@ def write(
     "task": task,
     "metrics": metrics,
     "language": language,
-    "rankclip_jax": extras,
+    EXTRAS: extras,
   }
   content = json.dumps(_plain(record, "result"), indent=2, ensure_ascii=False) + "\n"
-  path = Path(directory) / f"{dataset}_{task}.json".replace("/", "-")
+  path = path_of(directory, dataset, task)
   path.parent.mkdir(parents=True, exist_ok=True)
   _write_atomically(path, content)
   return path
+
+
+def path_of(directory: str | os.PathLike[str], dataset: str, task: str) -> Path:
+  """Where `write` puts a result."""
+  return Path(directory) / f"{dataset}_{task}.json".replace("/", "-")
 
 
 def read_all(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -68,10 +74,15 @@ def read_all(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     ValueError: a file is not JSON or not a result; the message names it.
   """
-  return [_read(path) for path in sorted(Path(directory).glob("*.json"))]
+  return [read(path) for path in sorted(Path(directory).glob("*.json"))]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+  """Reads a result file.
+
+  Raises:
+    ValueError: it is not JSON or not a result; the message names it.
+  """
   remedy = "remove it or repeat the evaluation that wrote it"
   try:
     record = json.loads(path.read_text(encoding="utf-8"))

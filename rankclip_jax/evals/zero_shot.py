@@ -1,8 +1,8 @@
 """Zero-shot classification with prompt ensembles (Radford et al. 2021, section 3.1.4).
 
 The classifier's weights are text embeddings: each class name is put into every template,
-and the prompts of a class are averaged on the unit sphere. Names and meaning of the
-metrics follow CLIP_benchmark.
+and the prompts of a class are averaged on the unit sphere. The metrics are those of
+`classification`.
 """
 
 import collections
@@ -12,12 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rankclip_jax.evals import geometry, retrieval
-
-ACCURACY_AT = (1, 3, 5)
+from rankclip_jax.evals import classification, geometry
 
 _PLACEHOLDER = re.compile(r"\{c?\}")
-_BLOCK_BYTES = 16 * 2**20
 
 
 def classifier(
@@ -57,55 +54,34 @@ def classifier(
   return _normalised(per_class, classes)
 
 
-def evaluate(
-  image: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike
-) -> dict[str, float | None]:
-  """Scores images against every class (RankCLIP, Table 1: IN1K @1/@3/@5).
-
-  Classes with equal scores stand in order of index.
+def outcomes(
+  image: npt.ArrayLike,
+  labels: npt.ArrayLike,
+  weights: npt.ArrayLike,
+  *,
+  scale: float = 1.0,
+) -> classification.Outcomes:
+  """Scores images against every class, for every metric of `classification`.
 
   Args:
     image: [images, dim] L2-normalised.
     labels: [images] integers, the class of each image.
     weights: [classes, dim] L2-normalised, from `classifier`.
-
-  Returns:
-    `acc1`, `acc3`, `acc5`: the fraction of images whose class is among the first k; None
-    where there are no more than k classes. `mean_per_class_recall`: the fraction of each
-    class's images that are classified right, averaged over the classes that have images.
+    scale: exp(logit_scale) of the model, by which its cosines become logits. Only
+      confidences, and so the calibration, depend on it.
 
   Raises:
-    ValueError: see `geometry.unit_rows`; or `labels` is not [images] integers, or holds
-      one that is no class (such as -1 for "not in this set": leave these images out).
+    ValueError: see `geometry.unit_rows` and `classification.checked_labels`.
   """
   image, weights = geometry.unit_rows(image=image, weights=weights)
-  classes = len(weights)
-  labels = _checked_labels(labels, len(image), classes)
-  ranks = _ranks_of_labels(image, labels, weights)
-  examples = np.bincount(labels, minlength=classes)
-  hits = np.bincount(labels[ranks == 1], minlength=classes)
-  present = examples > 0
-  return {
-    **{
-      f"acc{k}": float(np.mean(ranks <= k)) if k < classes else None for k in ACCURACY_AT
-    },
-    "mean_per_class_recall": float(np.mean(hits[present] / examples[present])),
-  }
+  return classification.of_linear(image, labels, weights, scale=scale)
 
 
-def _ranks_of_labels(
-  image: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-  """Returns [images], the rank of the labelled class from 1, in bounded memory."""
-  ranks = np.empty(len(image), np.int64)
-  classes = np.arange(len(weights))
-  size = max(1, _BLOCK_BYTES // (4 * len(weights)))
-  for start in range(0, len(image), size):
-    rows = slice(start, start + size)
-    scores = image[rows] @ weights.T
-    answer_scores = np.take_along_axis(scores, labels[rows, None], axis=1)[:, 0]
-    ranks[rows] = 1 + retrieval.count_ahead(scores, classes, answer_scores, labels[rows])
-  return ranks
+def evaluate(
+  image: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike
+) -> dict[str, float | None]:
+  """`classification.evaluate` of the `outcomes` of these images."""
+  return classification.evaluate(outcomes(image, labels, weights))
 
 
 def _fill(template: str, name: str) -> str:
@@ -146,20 +122,3 @@ def _normalised(rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
       f"{names[wrong[0]]!r} and {wrong.size - 1} others: check the model's weights"
     )
   return rows / norms
-
-
-def _checked_labels(labels: npt.ArrayLike, images: int, classes: int) -> np.ndarray:
-  labels = np.asarray(labels)
-  if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"labels: expected integers of shape ({images},), one per image, got "
-      f"{labels.dtype} of shape {labels.shape}"
-    )
-  outside = np.flatnonzero((labels < 0) | (labels >= classes))
-  if outside.size:
-    raise ValueError(
-      f"labels: expected classes from 0 to {classes - 1}, but {outside.size} of {images} "
-      f"are not, the first is {labels[outside[0]]} for image {outside[0]}: leave out "
-      "images of other classes"
-    )
-  return labels

@@ -31,17 +31,22 @@ def look(*names, **options):
 
 
 def test_every_set_of_the_evaluation_has_a_state(tmp_path):
-  found = prepare.look(data_dir=str(tmp_path))
+  where = {"data_dir": str(tmp_path), "folder_dir": str(tmp_path / "folders")}
+  found = prepare.look(**where)
   assert [status.name for status in found] == list(prepare.EVALUATION)
+  assert len(found) == 23
   known = set(tfds.list_builders(with_community_datasets=False))
+  lacking = set()
   for status in found:
-    there = status.name.partition("/")[0] in known
-    assert (status.state != "not in TFDS") == there, status
-    assert status.state != "ready"
+    assert status.state in ("downloads", "manual files", "needs TensorFlow"), status
     assert status.todo
+    if status.name.partition("/")[0] not in known:
+      lacking.add(status.name)
+      assert status.state == "manual files"
+      assert status.folder == str(tmp_path / "folders" / f"wds_{status.name}")
+      assert f"at {status.folder}: " in status.todo
+  assert lacking == {"fgvc_aircraft", "gtsrb", "renderedsst2", "flickr30k"}
   by_name = {status.name: status for status in found}
-  missing = {name for name, status in by_name.items() if status.state == "not in TFDS"}
-  assert missing == {"fgvc_aircraft", "gtsrb", "rendered_sst2", "flickr30k"}
   cifar = by_name["cifar10"]
   assert (cifar.state, cifar.version) == ("downloads", "3.0.2")
   assert cifar.download_bytes == 170052171
@@ -50,6 +55,37 @@ def test_every_set_of_the_evaluation_has_a_state(tmp_path):
   assert imagenet.state == "manual files"
   assert f"Put the files into {tmp_path}/downloads/manual (there now" in imagenet.todo
   assert "ILSVRC2012_img_val.tar" in imagenet.todo
+
+
+def test_names_of_the_evaluation(tmp_path):
+  where = {"data_dir": str(tmp_path), "folder_dir": str(tmp_path / "folders")}
+  cifar, sst, emoji = look("vtab/cifar10", "rendered_sst2", "openmoji/kind", **where)
+  assert (cifar.name, cifar.state) == ("vtab/cifar10", "downloads")
+  assert cifar.folder == str(tmp_path / "cifar10" / "3.0.2")
+  assert (sst.name, sst.state, emoji.state) == ("rendered_sst2", "manual files", "ready")
+  with pytest.raises(ValueError, match="rendered_sst2: TFDS lacks it. Put the folder"):
+    prepare.run(sst)
+  folder = tmp_path / "folders" / "renderedsst2"
+  (folder / "test").mkdir(parents=True)
+  (sst,) = look("rendered_sst2", **where)
+  assert (sst.state, sst.folder, sst.todo) == ("ready", str(folder), "")
+  assert prepare.run(sst) == sst
+  folder.rename(tmp_path / "folders" / "wds_renderedsst2")
+  (sst,) = look("rendered_sst2", **where)
+  assert sst.state == "damaged"
+  with pytest.raises(ValueError, match="rendered_sst2: There is no file .*classnames"):
+    prepare.run(sst)
+
+
+@pytest.mark.parametrize("lost", ["features.json", "dataset_info.json"])
+def test_damaged_sets_are_to_be_prepared_again(lost, tmp_path):
+  folder = tfds_sets.prepare(tfds_sets.RankclipCaptions, tmp_path)
+  (folder / lost).unlink()
+  (status,) = look(CAPTIONS, data_dir=str(tmp_path))
+  assert status.state == "damaged"
+  assert re.fullmatch(f"{folder} .*; remove it, and prepare it again", status.todo)
+  with pytest.raises(ValueError, match=f"{CAPTIONS}: {folder}.*remove it"):
+    prepare.run(status, data_dir=str(tmp_path))
 
 
 def test_sets_whose_code_needs_tensorflow_say_so(monkeypatch):

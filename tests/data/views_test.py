@@ -42,6 +42,15 @@ def test_the_fast_crop_is_the_exact_one_to_a_pixel(seed, scale):
   assert difference(fast, exact) < 5
 
 
+@pytest.mark.parametrize("times", [2, 4, 5])
+def test_stripes_finer_than_pixels_become_grey(times):
+  """Sampling without averaging would make them black, white, or coarser stripes."""
+  stripes = np.zeros((32 * times, 32 * times, 3), np.uint8)
+  stripes[:, ::2] = 254
+  view = View(32)(example(encoded(stripes, "PNG")), rng())
+  assert np.abs(view.astype(int) - 127).max() <= 1
+
+
 def test_small_pictures_are_enlarged():
   data = encoded(photograph(20, 30))
   assert View(64, (0.1, 1.0))(example(data), rng()).shape == (64, 64, 3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankclip_jax.evals import zero_shot
+from rankclip_jax.evals import classification, zero_shot
 
 
 def embed_from(table):
@@ -120,10 +120,23 @@ def test_accuracy_is_that_of_a_stable_sort(images, classes, block_bytes, seed):
     for v, label in zip(image, labels, strict=True)
   ]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(zero_shot, "_BLOCK_BYTES", block_bytes)
+    patch.setattr(classification, "_BLOCK_BYTES", block_bytes)
     metrics = zero_shot.evaluate(image, labels, weights)
   for k in (1, 3, 5):
     assert metrics[f"acc{k}"] == pytest.approx(sum(r <= k for r in ranks) / images)
+
+
+def test_temperature_changes_confidence_and_nothing_else():
+  half = 0.5**0.5
+  weights = np.eye(2)
+  image = np.array([[1.0, 0.0], [half, half]])
+  cool, warm = (
+    zero_shot.outcomes(image, np.array([0, 1]), weights, scale=s) for s in (1.0, 100.0)
+  )
+  np.testing.assert_allclose(cool.confidences, [np.e / (1 + np.e), 0.5])
+  np.testing.assert_allclose(warm.confidences, [1, 0.5])
+  np.testing.assert_array_equal(cool.ranks, warm.ranks)
+  assert classification.calibration_error(warm) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +185,8 @@ def test_classifier_refuses_prompts_that_cancel():
 @pytest.mark.parametrize(
   "image, labels, message",
   [
-    (np.eye(2), [0, -1], "from 0 to 1, but 1 of 2 .*first is -1 for image 1"),
-    (np.eye(2), [2, 0], "from 0 to 1, .*first is 2 for image 0"),
+    (np.eye(2), [0, -1], "from 0 to 1, but 1 of 2 .*first is -1 in row 1"),
+    (np.eye(2), [2, 0], "from 0 to 1, .*first is 2 in row 0"),
     (np.eye(2), [0.0, 1.0], "labels: expected integers.*float64"),
     (np.eye(2), [[0, 1]], r"labels: .*shape \(2,\).*\(1, 2\)"),
     (np.eye(3), [0, 1, 1], r"one dim, got \{'image': 3, 'weights': 2\}"),

@@ -1,0 +1,86 @@
+"""Which tasks there are, which of them are this job's, and what the jobs left out."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+from rankclip_jax.config import Config
+from rankclip_jax.data.benchmarks import opening, table
+from rankclip_jax.suite import tasks
+
+RESULTS = "results"
+_SKIPPED = "skipped"
+_EVERY = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+  """A task that was not done, and why."""
+
+  dataset: str
+  task: str
+  reason: str
+
+
+def whole(cfg: Config) -> list[tuple[str, tasks.Name]]:
+  """Every data set of the config with every task that it is good for.
+
+  Raises:
+    ValueError: for a name that is no data set, or one that is named twice.
+  """
+  names = [_known(name) for name in _names(cfg)]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise ValueError(f"config.eval.datasets names {', '.join(twice)} more than once.")
+  return [(name, task) for name in names for task in _tasks(name, cfg)]
+
+
+def mine(cfg: Config) -> list[tuple[str, tasks.Name]]:
+  """Every `eval.num_shards`th of them, from `eval.shard` on."""
+  return whole(cfg)[cfg.eval.shard :: cfg.eval.num_shards]
+
+
+def note_skipped(
+  workdir: pathlib.Path, shard: int, num_shards: int, skipped: Sequence[Skip]
+) -> None:
+  """Writes down what a job left out; an empty list says that nothing was."""
+  path = workdir / RESULTS / _SKIPPED / f"{shard}_of_{num_shards}.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = [dataclasses.asdict(skip) for skip in skipped]
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
+  temporary.replace(path)
+
+
+def skipped(workdir: pathlib.Path, num_shards: int) -> list[Skip]:
+  """What all jobs left out.
+
+  Raises:
+    ValueError: naming jobs that have not ended.
+  """
+  folder = workdir / RESULTS / _SKIPPED
+  paths = [folder / f"{shard}_of_{num_shards}.json" for shard in range(num_shards)]
+  if missing := [shard for shard, path in enumerate(paths) if not path.is_file()]:
+    raise ValueError(
+      f"Jobs {missing} of {num_shards} have not ended in {workdir}; run each with "
+      f"--config.eval.shard=i --config.eval.num_shards={num_shards}, then merge."
+    )
+  return [Skip(**x) for path in paths for x in json.loads(path.read_text())]
+
+
+def _names(cfg: Config) -> list[str]:
+  if cfg.eval.datasets == _EVERY:
+    return list(table.BENCHMARKS)
+  return [name.strip() for name in cfg.eval.datasets.split(",") if name.strip()]
+
+
+def _known(name: str) -> str:
+  """The table's name for a data set, or a user's folder as it is."""
+  return name if pathlib.Path(name).expanduser().is_dir() else table.find(name).name
+
+
+def _tasks(name: str, cfg: Config) -> list[tasks.Name]:
+  if opening.named(name).task == "retrieval":
+    return ["zeroshot_retrieval"]
+  probed = cfg.eval.probe != "none"
+  return ["zeroshot_classification", *(["linear_probe"] if probed else [])]

@@ -1,0 +1,251 @@
+"""mode=eval on named data sets: what is measured, skipped, and not done twice."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rankclip_jax import config, interop, launcher, suite
+from rankclip_jax.data.benchmarks import prompts, table
+from rankclip_jax.evals import results, retrieval, zero_shot
+from rankclip_jax.suite import features, jobs, measuring, tasks
+from tests.data.benchmarks import sets
+from tests.inference_test import CARD, SIZE, drawn
+
+CIFAR = prompts.classes_of(table.find("vtab/cifar10")).labels
+CAPTIONS = ("a\nb", "c", "d\ne\nf", "g")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """CIFAR-10 by TFDS, Flickr30K and STL-10 in tars."""
+  root = tmp_path_factory.mktemp("data")
+  # Grey pictures that rise in brightness with their number, and so with their class.
+  rising = [CIFAR[i // 9] for i in range(27)]
+  sets.prepare_labels(root / "tfds", "cifar10", CIFAR, {"train": rising, "test": rising})
+  sets.write_tars(
+    root / "folders" / "wds_flickr30k", [sets.captioned(*CAPTIONS)], kind="retrieval"
+  )
+  stl10 = prompts.classes_of(table.find("stl10")).names
+  sets.write_tars(
+    root / "folders" / "wds_stl10",
+    [sets.labelled(0, 3, 9), sets.labelled(1, 1, start=3)],
+    names=stl10,
+    templates=["a photo of a {c}."],
+  )
+  return root
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("export") / "nano"
+  interop.write_open_clip(folder, drawn(), SIZE, CARD)
+  return folder
+
+
+@pytest.fixture
+def cfg(data, exported):
+  return config.Config(
+    mode="eval",
+    model=config.ModelConfig(name="loaded", dtype="float32"),
+    init=config.InitConfig(weights=str(exported)),
+    data=config.DataConfig(tfds_dir=str(data / "tfds")),
+    eval=config.EvalConfig(
+      batch_size=16,
+      datasets="cifar10,flickr30k,stl10,imagenet-a",
+      folder_dir=str(data / "folders"),
+    ),
+  )
+
+
+def changed(cfg, **fields):
+  return dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, **fields))
+
+
+def written(workdir) -> dict[tuple[str, str], dict]:
+  found = results.read_all(workdir / "results")
+  return {(x["dataset"], x["task"]): x for x in found}
+
+
+def test_every_data_set_is_measured_or_skipped_with_a_reason(cfg, tmp_path):
+  assert launcher.run(cfg, tmp_path) == 0
+  found = written(tmp_path)
+  assert set(found) == {
+    ("vtab/cifar10", "zeroshot_classification"),
+    ("flickr30k", "zeroshot_retrieval"),
+    ("stl10", "zeroshot_classification"),
+  }
+  (skip,) = jobs.skipped(tmp_path, 1)
+  assert (skip.dataset, skip.task) == ("imagenet-a", "zeroshot_classification")
+  assert "prepare" in skip.reason
+  extras = found["vtab/cifar10", "zeroshot_classification"][results.EXTRAS]
+  assert extras["images"] == 27
+  assert extras["complete"] is False  # CIFAR-10 has 10,000
+  assert 0 <= extras["calibration_error"] <= 1
+  assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_the_numbers_are_those_of_the_embeddings(cfg, tmp_path):
+  suite.run(changed(cfg, datasets="stl10,flickr30k"), tmp_path)
+  found = written(tmp_path)
+  model = measuring.inference.load(cfg.init.weights, dtype="float32")
+  grey = lambda count: [np.full((5, 7, 3), i, np.uint8) for i in range(count)]
+  classes = prompts.classes_of(table.find("stl10")).names
+  weights = zero_shot.classifier(model.encode_text, classes, ["a photo of a {c}."])
+  expected = zero_shot.evaluate(
+    model.encode_image(grey(5)), np.array([0, 3, 9, 1, 1]), weights
+  )
+  got = found["stl10", "zeroshot_classification"]["metrics"]
+  assert got == pytest.approx(expected)
+  texts = [line for each in CAPTIONS for line in each.split("\n")]
+  ranks = retrieval.evaluate(
+    model.encode_image(grey(4)), model.encode_text(texts), [0, 0, 1, 2, 2, 2, 3]
+  )
+  assert found["flickr30k", "zeroshot_retrieval"]["metrics"] == pytest.approx(ranks)
+
+
+@pytest.mark.parametrize("protocol", ["sweep", "released"])
+def test_a_linear_probe_learns_what_can_be_told_apart(cfg, tmp_path, protocol):
+  suite.run(changed(cfg, datasets="cifar10", probe=protocol), tmp_path)
+  found = written(tmp_path)["vtab/cifar10", "linear_probe"]
+  extras = found[results.EXTRAS]
+  assert extras["protocol"] == protocol
+  assert extras["train_examples"] == extras["images"] == 27
+  assert extras["train_loss"] < np.log(10) - 0.5
+  if protocol == "sweep":
+    assert found["metrics"]["lp_acc1"] > 0.5
+    assert extras["converged"]
+    assert len(extras["validation"]) == len(extras["strengths"]) == 97
+  assert len(list((tmp_path / "features").iterdir())) == (3 if protocol == "sweep" else 2)
+
+
+def test_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
+  cfg = changed(cfg, datasets="stl10")
+  suite.run(cfg, tmp_path)
+  (before,) = written(tmp_path).values()
+  reads = []
+  own = features._own_part
+  monkeypatch.setattr(features, "_own_part", lambda *a: reads.append(1) or own(*a))
+  measure = tasks.zeroshot_classification
+  done = []
+  monkeypatch.setitem(
+    measuring._TASKS, "zeroshot_classification", lambda *a: done.append(1) or measure(*a)
+  )
+  suite.run(cfg, tmp_path)
+  assert not done
+  path = tmp_path / "results" / "stl10_zeroshot_classification.json"
+  path.write_text(path.read_text()[:100])  # a job killed while something wrote
+  suite.run(cfg, tmp_path)
+  assert len(done) == 1
+  (again,) = written(tmp_path).values()
+  speed = {"images_per_second": None}
+  assert again[results.EXTRAS] == before[results.EXTRAS] | speed
+  other = tmp_path / "prompts.txt"
+  other.write_text("a drawing of a {c}\n")
+  suite.run(changed(cfg, templates=str(other)), tmp_path)
+  assert len(done) == 2
+  assert not reads  # prompts change no picture
+
+
+def test_jobs_share_the_tasks_and_are_merged_when_all_have_ended(cfg, tmp_path):
+  cfg = changed(cfg, probe="sweep", num_shards=3)
+  parts = [jobs.mine(changed(cfg, shard=i)) for i in range(3)]
+  assert sorted(itertools.chain(*parts)) == sorted(jobs.whole(cfg))
+  assert len(jobs.whole(cfg)) == 7
+  suite.run(changed(cfg, shard=0), tmp_path)
+  suite.run(changed(cfg, shard=2), tmp_path)
+  with pytest.raises(ValueError, match=r"Jobs \[1\] of 3 have not ended"):
+    suite.merge(cfg, tmp_path)
+  suite.run(changed(cfg, shard=1), tmp_path)
+  said = suite.merge(cfg, tmp_path)
+  assert "4 tasks are done, 3 were skipped" in said  # STL-10 has no train split here
+  with (tmp_path / "results" / "results.csv").open(newline="") as file:
+    lines = list(csv.DictReader(file))
+  (skip,) = [x for x in lines if (x["dataset"], x["task"]) == ("stl10", "linear_probe")]
+  assert skip["note"].startswith("skipped: there is no split 'train'")
+  (line,) = [x for x in lines if x["metric"] == "image_retrieval_recall@1"]
+  result = written(tmp_path)["flickr30k", "zeroshot_retrieval"]["metrics"]
+  assert float(line["value"]) == result["image_retrieval_recall@1"]
+  (tmp_path / "results" / "flickr30k_zeroshot_retrieval.json").unlink()
+  with pytest.raises(ValueError, match="no result for zeroshot_retrieval of flickr30k"):
+    suite.merge(cfg, tmp_path)
+
+
+@pytest.mark.parametrize(
+  "datasets, message",
+  [
+    ("cifar10,vtab/cifar10", "names vtab/cifar10 more than once"),
+    ("cifar11", "cifar10"),
+  ],
+)
+def test_names_are_checked_before_anything_runs(cfg, datasets, message):
+  with pytest.raises(ValueError, match=message):
+    jobs.whole(changed(cfg, datasets=datasets))
+
+
+def test_a_damaged_picture_is_an_error_that_names_it(cfg, tmp_path):
+  folder = sets.write_class_folders(tmp_path / "mine", {"cat": 2, "dog": 2})
+  (folder / "test" / "dog" / "003.png").write_bytes(b"none")
+  prompts_file = tmp_path / "prompts.txt"
+  prompts_file.write_text("a {c}\n")
+  with pytest.raises(ValueError, match=r"003\.png"):
+    suite.run(changed(cfg, datasets=str(folder), templates=str(prompts_file)), tmp_path)
+  assert not written(tmp_path)
+
+
+def processes(cfg, workdir: pathlib.Path, count: int) -> None:
+  """The same by `main.py`, as so many processes with two devices in all."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  flags = [
+    "--config=configs/openmoji.py", f"--workdir={workdir}", "--config.mode=eval",
+    f"--config.init.weights={cfg.init.weights}", "--config.model.name=loaded",
+    "--config.model.dtype=float32", f"--config.data.tfds_dir={cfg.data.tfds_dir}",
+    f"--config.eval.folder_dir={cfg.eval.folder_dir}",
+    "--config.eval.datasets=cifar10,flickr30k", "--config.eval.batch_size=16",
+  ]  # fmt: skip
+  if count > 1:
+    flags += [
+      "--config.distributed.mode=explicit",
+      f"--config.distributed.coordinator=127.0.0.1:{port}",
+      f"--config.distributed.num_processes={count}",
+    ]
+  running = [
+    subprocess.Popen(
+      [sys.executable, "main.py", *flags]
+      + ([f"--config.distributed.process_id={i}"] if count > 1 else []),
+      cwd=pathlib.Path(__file__).parents[2],
+      env={**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // count)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(count)
+  ]
+  try:
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+  finally:
+    for process in running:
+      process.kill()
+  assert [process.returncode for process in running] == [0] * count, outputs
+
+
+def test_two_processes_measure_what_one_does(cfg, tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  processes(cfg, one, 1)
+  processes(cfg, two, 2)
+  assert written(one).keys() == written(two).keys()
+  for name, expected in written(one).items():
+    got = written(two)[name]
+    assert got["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+    assert got[results.EXTRAS]["images"] == expected[results.EXTRAS]["images"]
+  assert json.loads((two / "results" / "skipped" / "0_of_1.json").read_text()) == []
