@@ -341,8 +341,20 @@ class Config:
 
 def best_metric(config: Config) -> str:
   """The name of the number by which checkpoints are compared."""
-  held_out = f"{config.data.source}/zeroshot_retrieval/image_retrieval_recall@1"
+  held_out = f"{held_out_name(config)}/zeroshot_retrieval/image_retrieval_recall@1"
   return config.checkpoint.best_metric or held_out
+
+
+def held_out_name(config: Config) -> str:
+  """What results call the held-out data: its file, or the folder of several."""
+  if config.data.source == "openmoji":
+    return config.data.source
+  first = config.data.test.split("::")[0].removeprefix("tfds:").rstrip("/")
+  folder, _, file = first.rpartition("/")
+  stem = re.sub(r"\.\w+$", "", file)
+  if re.search(r"[*?{\[]", stem):
+    stem = folder.rpartition("/")[2]
+  return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or config.data.source
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

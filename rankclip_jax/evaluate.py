@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rankclip_jax import checkpoint, plan, sharding
+from rankclip_jax import config as configs
 from rankclip_jax.config import Config
 from rankclip_jax.data import decoding, openmoji_labels, pipeline, transforms
 from rankclip_jax.data.rows import check_captions
@@ -242,7 +243,7 @@ def held_out(config: Config, cache: pathlib.Path | None = None) -> EvalSet:
   """The evaluation split of the configured data."""
   openmoji = config.data.source == "openmoji"
   return EvalSet(
-    config.data.source,
+    configs.held_out_name(config),
     plan.source_of(config, "test", cache),
     openmoji_labels.label_sets() if openmoji else (),
   )
@@ -263,7 +264,7 @@ def save(
       pretrained=workdir.resolve().name,
       extras={**r.extras, "objective": config.objective.name, "step": step},
     )
-  path = directory / f"{config.data.source}_embeddings.npz"
+  path = directory / f"{configs.held_out_name(config)}_embeddings.npz"
   temporary = path.with_suffix(".tmp.npz")
   np.savez_compressed(temporary, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
   temporary.replace(path)

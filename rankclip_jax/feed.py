@@ -101,9 +101,9 @@ class Feed:
       if not self._failure:
         return next(self._batches)
     except Exception as error:
+      self._failure = _explained(error)
       if jax.process_count() == 1:
-        raise
-      self._failure = error
+        raise self._failure from error
     failed = np.full_like(self._blank["replaced"], -1 - jax.process_index())
     return {**self._blank, "replaced": failed}
 
@@ -136,6 +136,16 @@ def counts(replaced: Int[Array, " batch"]) -> dict[str, Int[Array, ""]]:
     "replaced_examples": jnp.sum(jnp.maximum(replaced, 0)),
     "failed_process": jnp.max(-1 - jnp.minimum(replaced, 0)),
   }
+
+
+def _explained(error: Exception) -> Exception:
+  """What to do where grain finds a worker process gone, which is a RuntimeError."""
+  if type(error) is not RuntimeError:
+    return error
+  return ValueError(
+    f"A process that reads data ended ({error}); if the machine's memory was full, lower "
+    "--config.data.num_workers or --config.data.prefetch. The same command goes on."
+  )
 
 
 def _when_ready(numbers: Mapping[str, Array]) -> float:

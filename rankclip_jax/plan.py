@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from rankclip_jax import optim, sharding
 from rankclip_jax.config import Config
 from rankclip_jax.data import opening, pipeline, transforms
+from rankclip_jax.data import source as sources
 from rankclip_jax.data.openmoji import OpenMoji
 from rankclip_jax.data.rows import blank
-from rankclip_jax.data.source import BadExample, Source, identity_of
+from rankclip_jax.data.source import BadExample, Source
 from rankclip_jax.data.tokenizer import VOCABULARY_SIZE, Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
@@ -174,19 +175,20 @@ def source_of(
       f'data.source="{cfg.data.source}" needs the {split} examples: '
       f"--config.data.{split}=PATH."
     )
+  how = cfg.data.source
+  if split == "test" and (other := opening.recognised_all(path)):
+    # What is held out is often of another format, and then of other columns.
+    how, path = other, path if other == "mixture" else opening.without_format(path)
+  alike = how == cfg.data.source
   options = opening.Options(
     split=split,
     strict=split == "test",
-    caption_key=cfg.data.caption_key,
-    image_key=cfg.data.image_key,
+    caption_key=cfg.data.caption_key if alike else "",
+    image_key=cfg.data.image_key if alike else "",
     data_dir=cfg.data.tfds_dir,
     cache=cache,
   )
   weighted = split == "train" and bool(cfg.data.weights)
-  how = cfg.data.source
-  if split == "test" and how != "tfds":
-    # What is held out is often of another format.
-    how = opening.recognised_all(path) or how
   return opening.open_source(how, path, options, parts=weighted)
 
 
@@ -222,20 +224,29 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
     "tokenizer": p.tokenizer.facts(),
     "preprocessing": preprocess.facts(),
     "num_steps": p.num_steps,
-    "data": identity_of(p.source),
+    "data": identity_of(cfg, p),
   }
 
 
-def check_data(facts: Mapping[str, Any], p: Plan) -> None:
+def identity_of(cfg: Config, p: Plan) -> dict[str, int | str]:
+  """What tells whether the training data is the same in every place."""
+  return sources.identity_of(p.source, in_parts=bool(cfg.data.weights))
+
+
+def check_data(facts: Mapping[str, Any], now: Mapping[str, int | str]) -> None:
   """Refuses to go on from a checkpoint with other examples in the places of its own.
+
+  Args:
+    facts: of the checkpoint.
+    now: `identity_of` the data that is here.
 
   Raises:
     ValueError: with the numbers of both.
   """
-  then, now = facts.get("data"), identity_of(p.source)
+  then = facts.get("data")
   if then not in (None, now):
     say = lambda x: f"{x['examples']} examples in {x['shards']} files"
-    same = "" if say(then) != say(now) else ", of which some have other names or sizes"
+    same = "" if say(then) != say(now) else ", of which some have other names or contents"
     raise ValueError(
       f"The training data changed: the checkpoint has seen a part of {say(then)}, now "
       f"there are {say(now)}{same}. Bring the data back as it was, or start again in "

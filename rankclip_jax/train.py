@@ -30,6 +30,7 @@ from rankclip_jax.models import two_tower
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
 from rankclip_jax.step import compile_step
+from rankclip_jax.together import check_same, together
 
 # With several processes, how often they agree on whether to stop or to save by the clock.
 _STEPS_BETWEEN_AGREEMENTS = 10
@@ -153,11 +154,13 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     needed = not saved.steps() or cfg.model.name == "loaded"
     weights = start.weights_of(cfg) if needed else None
     cache = workdir / plans.INDEX_DIRECTORY
-    p = plans.make(cfg, weights.size if weights else None, cache)
+    p = together(lambda: plans.make(cfg, weights.size if weights else None, cache))
+    identity = plans.identity_of(cfg, p)
+    check_same(str(identity["digest"]), "training data")
 
     def check(facts: Mapping[str, Any]) -> None:
       checkpoint.check_config(facts, cfg)
-      plans.check_data(facts, p)
+      plans.check_data(facts, identity)
 
     shapes = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
     restored = saved.restore_newest(shapes, check)
@@ -189,12 +192,13 @@ def _loop(
   first = int(state.step)
   main_process = jax.process_index() == 0
   facts = plans.facts_of(cfg, p)
-  evaluator = evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY)
-  _ = evaluator.examples  # what is damaged is told now, not after an epoch
+  evaluator = together(lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY))
+  # What is damaged is told now, not after an epoch.
+  together(lambda: evaluator.examples)
   step_fn = compile_step(p)
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))
-  check_lost(p.source, cfg.data.max_bad_fraction)
+  together(lambda: check_lost(p.source, cfg.data.max_bad_fraction))
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None
@@ -327,7 +331,7 @@ def describe(cfg: Config, p: plans.Plan) -> str:
 
 def headline(step: int, cfg: Config, scores: Mapping[str, float | None]) -> str:
   """Recall@1 in both directions, for people."""
-  prefix = f"{cfg.data.source}/zeroshot_retrieval"
+  prefix = f"{config.held_out_name(cfg)}/zeroshot_retrieval"
   image = scores[f"{prefix}/image_retrieval_recall@1"]
   text = scores[f"{prefix}/text_retrieval_recall@1"]
   return f"step {step}: recall@1 text to image {image:.3f}, image to text {text:.3f}"

@@ -151,6 +151,23 @@ def test_variants_never_lose_a_word(words):
     assert sorted(w for w in chosen.values() if w) == sorted(words)
 
 
+@pytest.mark.parametrize(
+  "test, name",
+  [
+    ("a/b/val.csv", "val"),
+    ("val.tsv::more.tsv", "val"),
+    ("gs://x/coco/{00000..00331}.tar", "coco"),
+    ("coco/val*.tar", "coco"),
+    ("tfds:coco_captions/2014:1.1.0@test", "2014-1.1.0-test"),
+    ("*.tar", "tar"),
+  ],
+)
+def test_results_are_named_by_what_is_held_out(test, name):
+  cfg = config.Config(data=config.DataConfig(source="tar", test=test))
+  assert config.held_out_name(cfg) == name
+  assert config.best_metric(cfg).startswith(f"{name}/zeroshot_retrieval/")
+
+
 def test_contradictions_name_the_fields_that_decide_the_result():
   c = config.Config()
   saved = json.loads(config.to_json(c))

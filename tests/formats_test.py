@@ -214,6 +214,7 @@ def test_the_command_of_the_page_trains(tmp_path):
   held_out = pathlib.Path(write_csv(tmp_path, range(8)))
   held_out.rename(tmp_path / "cc3m_val.csv")
   small = "--config.model.name=nano --config.data.batch_size=1024 --config.optim.epochs=1"
+  small += " --config.optim.warmup_steps=1"
   flags = shlex.split(command.replace("main.py", str(ROOT / "main.py")))
   flags = [x.replace("configs/", f"{ROOT}/configs/") for x in flags]
   done = subprocess.run(
@@ -301,12 +302,15 @@ def test_a_run_goes_on_with_data_that_moved_and_not_with_other_data(data, tmp_pa
   with pytest.raises(ValueError, match=r"24 examples in 2 files, now there are 25"):
     train.run(of(data["tar"], train=there), tmp_path / "run")
   write_tars(tmp_path / "there", [*range(1, COUNT), 0])
-  with pytest.raises(ValueError, match="some have other names or sizes"):
+  with pytest.raises(ValueError, match="some have other names or contents"):
     train.run(of(data["tar"], train=there), tmp_path / "run")
 
 
-def processes(workdir: pathlib.Path, trains: list[str], test: str, *flags: str):
+def processes(
+  workdir: pathlib.Path, trains: list[str], tests: str | list[str], *flags: str
+):
   """`main.py` as one process for each of `trains`; their exit codes and outputs."""
+  tests = [tests] * len(trains) if isinstance(tests, str) else tests
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
@@ -316,7 +320,7 @@ def processes(workdir: pathlib.Path, trains: list[str], test: str, *flags: str):
         sys.executable, "main.py", "--config=configs/openmoji.py", f"--workdir={workdir}",
         "--config.model.name=nano", "--config.objective.name=clip",
         "--config.data.source=csv", f"--config.data.train={path}",
-        f"--config.data.test={test}", "--config.data.batch_size=8",
+        f"--config.data.test={tests[i]}", "--config.data.batch_size=8",
         "--config.distributed.mode=explicit",
         f"--config.distributed.coordinator=127.0.0.1:{port}",
         f"--config.distributed.num_processes={len(trains)}",
@@ -348,10 +352,29 @@ def test_processes_stop_together_when_too_much_is_bad(data, damaged, tmp_path):
     assert "Traceback" not in output
 
 
+def test_no_process_waits_for_one_whose_held_out_data_is_damaged(data, damaged, tmp_path):
+  codes, outputs = processes(
+    tmp_path, [data["csv"].train] * 2, [data["csv"].test, damaged.train]
+  )
+  assert codes == [1, 1], outputs
+  assert "Process 1 failed; its own message says why" in outputs[0]
+  assert "05.jpg" in outputs[1]
+
+
+def test_processes_with_other_data_do_not_train(data, tmp_path):
+  here = tmp_path / "here"
+  here.mkdir()
+  reversed_ = write_csv(here, range(COUNT - 1, -1, -1))
+  codes, outputs = processes(tmp_path, [data["csv"].train, reversed_], data["csv"].test)
+  assert codes == [1, 1], outputs
+  for output in outputs:
+    assert "Process 1 has other training data than process 0" in output
+
+
 def test_no_process_waits_for_one_whose_data_fails(data, damaged, tmp_path):
   gone = tmp_path / "gone"
   gone.mkdir()
-  bad = write_csv(gone)
+  bad = write_csv(gone)  # the same list
   for path in gone.glob("*.jpg"):
     path.unlink()
   codes, outputs = processes(tmp_path, [data["csv"].train, bad], data["csv"].test)

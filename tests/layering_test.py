@@ -38,11 +38,14 @@ ALLOWED = {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
   },
   "feed": {"data"},
+  "together": set(),
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
-    "models", "plan", "progress", "start", "state", "step",
+    "models", "plan", "progress", "start", "state", "step", "together",
   },
-  "suite": {"config", "data", "evals", "inference", "probes", "start", "suite"},
+  "suite": {
+    "config", "data", "evals", "inference", "probes", "start", "suite", "together",
+  },
   "launcher": {
     "config", "evals", "evaluate", "export", "report", "search", "suite", "train",
   },

@@ -4,7 +4,9 @@ import collections
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
+import statistics
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -94,21 +96,36 @@ def _parsed(data: bytes) -> Iterator[dict]:
         yield line
 
 
-def check_lost(source: Source, most: float) -> None:
-  """Refuses data of which shards have lost too much.
+def count_lost(source: Source) -> int:
+  """How many examples the shards of `source` have lost.
 
   Where nothing says how many examples a damaged shard had, it is taken to have had as
-  many as the whole ones have on average.
+  many as the whole ones of its kind have, in the middle.
+  """
+  losses, shards = losses_of(source), shards_of(source)
+  damaged = {loss.shard for loss in losses}
+  there = {shard.path: shard.examples for shard in shards}
+  usual = {}
+  for kind in {_kind(path) for path in damaged}:
+    alike = [shard for shard in shards if _kind(shard.path) == kind]
+    whole = [shard.examples for shard in alike if shard.path not in damaged]
+    most = [max((shard.examples for shard in alike), default=0)]
+    usual[kind] = int(statistics.median(whole or most))
+  guessed = lambda shard: max(usual[_kind(shard)] - there.get(shard, 0), 1)
+  return sum(loss.count or guessed(loss.shard) for loss in losses)
+
+
+def check_lost(source: Source, most: float) -> None:
+  """Refuses data of which shards have lost too much; see `count_lost`.
 
   Args:
-    source: of the examples; what it lost is in `losses_of(source)`.
+    source: of the examples.
     most: the share that may be bad.
 
   Raises:
     ValueError: naming both numbers and the first shard.
   """
-  losses, examples = losses_of(source), len(source)
-  lost = sum(loss.count or _guessed(loss, source) for loss in losses)
+  losses, examples, lost = losses_of(source), len(source), count_lost(source)
   if lost > most * max(lost + examples, _FEWEST):
     about = "" if all(loss.count for loss in losses) else "About "
     raise ValueError(
@@ -118,13 +135,8 @@ def check_lost(source: Source, most: float) -> None:
     )
 
 
-def _guessed(loss: Loss, source: Source) -> int:
-  """How many examples a shard may have lost; at least one."""
-  damaged = {other.shard for other in losses_of(source)}
-  there = {shard.path: shard.examples for shard in shards_of(source)}
-  whole = [count for path, count in there.items() if path not in damaged]
-  usual = sum(whole) // len(whole) if whole else max(there.values(), default=0)
-  return max(usual - there.get(loss.shard, 0), 1)
+def _kind(path: str) -> str:
+  return os.path.splitext(path)[1]
 
 
 class Allowance:

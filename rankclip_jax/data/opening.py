@@ -84,6 +84,11 @@ def recognised_all(spec: str) -> Format | Literal["mixture"] | None:
   return kinds.pop() if kinds else None
 
 
+def without_format(spec: str) -> str:
+  """TFDS names without the `tfds:` that says that they are such."""
+  return "::".join(part.removeprefix(_TFDS) for part in files.parts(spec))
+
+
 def recognised(part: str) -> Format:
   """The format of a part of a mixture.
 

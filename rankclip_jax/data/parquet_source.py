@@ -5,6 +5,7 @@ import contextlib
 import glob
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -163,7 +164,8 @@ class _File:
 
   @property
   def shard(self) -> Shard:
-    return Shard(self._path, len(self), self._version[0])
+    contents = zlib.crc32(self.sizes.data, zlib.crc32(self.ends.data))
+    return Shard(self._path, len(self), self._version[0], contents)
 
   def example(self, row: int, kept: "_Kept") -> Example:
     """One row as an example."""

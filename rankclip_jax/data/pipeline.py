@@ -113,17 +113,26 @@ def train_batches(
   threads = min(num_threads, prefetch, _BATCHES_AT_ONCE)
   read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
   dataset = grain.MapDataset.range(start_step, num_steps).map(share).to_iter_dataset(read)
-  if num_workers:
-    buffers = -(-prefetch // num_workers)
-    workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
-    dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_interrupts)
-  return iter(dataset)
+  if not num_workers:
+    return iter(dataset)
+  buffers = -(-prefetch // num_workers)
+  workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
+  return _without_interrupts(iter(dataset.mp_prefetch(workers)))
 
 
-def _leave_interrupts(index: int, count: int) -> None:
-  """Ctrl-C reaches every process of a terminal; what becomes of it the run decides."""
-  del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _without_interrupts(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """Starts workers that Ctrl-C, which reaches every process of a terminal, passes over.
+
+  What becomes of it is for the run to decide. Threads and processes inherit the mask.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    first = next(batches, None)
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  if first is not None:
+    yield first
+    yield from batches
 
 
 class _Share:

@@ -156,8 +156,8 @@ def _check_not_empty(example: Example, caption: str, tokens: np.ndarray) -> None
 def _hashes(same: Same, example: Example, tokens: np.ndarray) -> np.ndarray:
   """Int32 [kinds]: rows that share a number of one kind show the same.
 
-  32 bits: among 65,536 different pictures one pair in two billion shares a number by
-  chance, and is masked.
+  32 bits: of the two billion pairs among 65,536 different pictures, every other batch has
+  one that shares a number by chance, and is masked.
   """
   numbers = []
   if same in ("picture", "either"):

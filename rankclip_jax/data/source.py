@@ -81,11 +81,14 @@ class Shard:
     path: where it lies.
     examples: how many indices point into it.
     bytes: its size.
+    contents: a checksum of what is known of them without reading the file again, such
+      as where its examples begin; 0 where nothing is.
   """
 
   path: str
   examples: int
   bytes: int
+  contents: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +119,20 @@ def shards_of(source: Source) -> Sequence[Shard]:
   return getattr(source, "shards", ())
 
 
-def identity_of(source: Source) -> dict[str, int | str]:
+def identity_of(source: Source, *, in_parts: bool = False) -> dict[str, int | str]:
   """By what a resumed run knows that every index still means the same example.
 
-  Names, lengths and sizes of files in their order; not their folders or dates, so that
-  data may move.
+  Names, lengths, sizes and checksums of files in their order; not their folders or dates,
+  so that data may move.
+
+  Args:
+    source: of the examples.
+    in_parts: whether it matters which files make a part of a mixture.
   """
   shards = shards_of(source)
-  lines = [f"{posixpath.basename(s.path)}\t{s.examples}\t{s.bytes}\n" for s in shards]
+  facts = [(posixpath.basename(s.path), s.examples, s.bytes, s.contents) for s in shards]
+  lines = ["\t".join(map(str, each)) + "\n" for each in facts]
+  if in_parts:
+    lines += [f"{len(part)}\n" for part in getattr(source, "parts", (source,))]
   digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
   return {"examples": len(source), "shards": len(shards), "digest": digest}

@@ -6,8 +6,10 @@ import itertools
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from absl import logging
 
 from rankclip_jax.data import files
@@ -96,7 +98,12 @@ class TarSource:
   @property
   def shards(self) -> list[Shard]:
     """The files, see `source.identity_of`."""
-    return [Shard(path, len(tar), tar.version[0]) for path, tar in self._shards]
+    return [
+      Shard(
+        path, len(tar), tar.version[0], zlib.crc32(np.ascontiguousarray(tar.members).data)
+      )
+      for path, tar in self._shards
+    ]
 
   def __getitem__(self, index: int, /) -> Example:
     """Reads picture and captions.

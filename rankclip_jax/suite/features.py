@@ -7,8 +7,6 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -18,8 +16,7 @@ from rankclip_jax.data import decoding
 from rankclip_jax.data.benchmarks.items import ItemSource
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.inference import Model
-
-_T = TypeVar("_T")
+from rankclip_jax.together import together
 
 log = logging.getLogger(__name__)
 
@@ -70,24 +67,6 @@ def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
   if jax.process_index() == 0:
     _keep(path, found)
   return found
-
-
-def together(work: Callable[[], _T]) -> _T:
-  """What `work` returns; if it fails on any process, all of them fail and none waits."""
-  result, error = None, None
-  try:
-    result = work()
-  except Exception as caught:
-    error = caught
-  if jax.process_count() > 1:
-    fine = np.reshape(multihost_utils.process_allgather(np.array(error is None)), -1)
-    if error is None and not fine.all():
-      raise ValueError(
-        f"Process {int(np.argmin(fine))} failed; its own message says why."
-      )
-  if error is not None:
-    raise error
-  return result  # pyright: ignore[reportReturnType]
 
 
 def _own_part(model: Model, source: ItemSource) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ from rankclip_jax.data.benchmarks import opening, prompts
 from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.evals import results
-from rankclip_jax.suite import features, jobs, tasks
+from rankclip_jax.suite import jobs, tasks
+from rankclip_jax.together import together
 
 FEATURES = "features"
 
@@ -84,7 +85,7 @@ def _measure(
     NotPrepared: if the data set is not there.
     ValueError: if it has a defect.
   """
-  test = features.together(lambda: opening.open_benchmark(dataset, "test", setting.where))
+  test = together(lambda: opening.open_benchmark(dataset, "test", setting.where))
   key = _key(setting, test, task)
   if _done(workdir / jobs.RESULTS, test.benchmark.name, task, key):
     log.info("%s of %s is done already.", task, dataset)

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
+from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost, count_lost
 from rankclip_jax.data.source import BadExample, Loss, Shard
 
 
@@ -124,6 +124,13 @@ def test_shards_that_lost_too_much_are_refused():
   check_lost(Shards([], a=5000), 0.0)
   with pytest.raises(ValueError, match=r"^20 examples .* 40 are there, .*b: ends"):
     check_lost(Shards(losses, a=40, b=0), 0.01)
+
+
+def test_shards_of_another_kind_say_nothing_of_what_was_lost():
+  data = Shards([Loss("b.tar", "truncated shard", "cut")])
+  data.shards = [Shard("a.tar", 100, 0), Shard("b.tar", 63, 0), Shard("c.tsv", 20000, 0)]
+  assert count_lost(data) == 37
+  check_lost(data, 0.01)
 
 
 @pytest.mark.parametrize(

@@ -143,3 +143,10 @@ def test_bad_examples_travel_between_processes():
   again = pickle.loads(pickle.dumps(caught.value))
   assert (str(again), again.reason) == (str(caught.value), "empty picture")
   assert (again.key, again.shard) == ("key-7", "00000.tar")
+
+
+def test_postscript_is_not_run():
+  eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+  for read in (decoding.exact, decoding.size_of):
+    with pytest.raises(BadExample, match="cannot identify image file"):
+      read(example(eps))

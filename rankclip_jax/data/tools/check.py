@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from rankclip_jax.data import decoding
+from rankclip_jax.data.bad_examples import count_lost
 from rankclip_jax.data.source import BadExample, Source, losses_of
 from rankclip_jax.data.tools import arguments, gallery, histogram, report, survey, threads
 from rankclip_jax.data.tools.progress import Progress
@@ -118,7 +119,7 @@ def _numbers(
   """All that is known, in JSON's types."""
   paths = arguments.data_files(args.spec, args.format)
   losses = losses_of(source)
-  lost = sum(loss.count for loss in losses)
+  lost = count_lost(source)
   bad = found.bad_numbers()
   # Of all that there should be, as far as a sample and the shards' own counts tell.
   share = len(source) / (len(source) + lost)

@@ -1,0 +1,53 @@
+"""Several processes that fail together, so that none waits for one that has left."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_T = TypeVar("_T")
+
+
+def together(work: Callable[[], _T]) -> _T:
+  """What `work` returns; if it fails on any process, all of them fail and none waits.
+
+  `work` itself must not wait for other processes.
+
+  Raises:
+    Exception: what `work` raises here.
+    ValueError: naming the process, where it fails elsewhere.
+  """
+  result, error = None, None
+  try:
+    result = work()
+  except Exception as caught:
+    error = caught
+  if jax.process_count() > 1:
+    fine = np.reshape(multihost_utils.process_allgather(np.array(error is None)), -1)
+    if error is None and not fine.all():
+      raise ValueError(
+        f"Process {int(np.argmin(fine))} failed; its own message says why. All stop."
+      )
+  if error is not None:
+    raise error
+  return result  # pyright: ignore[reportReturnType]
+
+
+def check_same(digest: str, what: str) -> None:
+  """Refuses to go on where processes differ in what `digest`, in hexadecimal, is of.
+
+  Raises:
+    ValueError: on all of them, naming the first that differs from process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+  everyone = np.reshape(multihost_utils.process_allgather(own), (-1, len(own)))
+  differ = np.flatnonzero(np.any(everyone != everyone[:1], axis=1))
+  if differ.size:
+    raise ValueError(
+      f"Process {int(differ[0])} has other {what} than process 0; give all of them the "
+      "same."
+    )
