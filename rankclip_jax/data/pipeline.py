@@ -9,7 +9,8 @@ import concurrent.futures
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -117,16 +118,18 @@ def train_batches(
     return iter(dataset)
   buffers = -(-prefetch // num_workers)
   workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
-  return _without_interrupts(iter(dataset.mp_prefetch(workers)))
+  return _without_interrupts(dataset.mp_prefetch(workers))
 
 
-def _without_interrupts(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _without_interrupts(dataset: Iterable[Batch]) -> Iterator[Batch]:
   """Starts workers that Ctrl-C, which reaches every process of a terminal, passes over.
 
   What becomes of it is for the run to decide. Threads and processes inherit the mask.
   """
+  resource_tracker.ensure_running()  # which would lift the mask when it starts
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
+    batches = iter(dataset)
     first = next(batches, None)
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
