@@ -263,7 +263,8 @@ def test_an_error_of_one_process_ends_the_others_soon(tmp_path):
   "kind, sent", [("array_record", signal.SIGKILL), ("tar", signal.SIGINT)]
 )
 def test_a_run_ended_in_the_middle_goes_on_to_the_same_end(tmp_path, kind, sent):
-  spec = write_csv(tmp_path / "in", 180, encoded(photograph(480, 640)))
+  # So many shards that they are not all there before the signal is, on any machine.
+  spec = write_csv(tmp_path / "in", 480, encoded(photograph(480, 640)))
   begun = command(spec, tmp_path / "out", f"--to={kind}", "--workers=2")
   process = subprocess.Popen(
     [sys.executable, "-m", "rankclip_jax.data", "reshard", *begun],
@@ -278,7 +279,7 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_end(tmp_path, kind, sent)
   process.send_signal(sent)
   # The output ends with the last process that holds it: no worker stays.
   output, _ = process.communicate(timeout=60)
-  assert 3 <= len(shards()) < 30
+  assert 3 <= len(shards()) < 80
   if sent == signal.SIGINT:
     assert process.returncode == 130
     assert b"the same command goes on" in output
