@@ -148,7 +148,7 @@ def test_the_papers_config_trains_on_a_csv(pictures, tmp_path):
     f"--config.data.test={pictures}/pairs.csv", "--config.data.batch_size=8",
     "--config.optim.epochs=2", "--config.optim.warmup_steps=1",
   )  # fmt: skip
-  assert "csv zeroshot_retrieval: image_retrieval_recall@1" in printed
+  assert "pairs zeroshot_retrieval: image_retrieval_recall@1" in printed
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   losses = [json.loads(x)["train/loss"] for x in lines if "train/loss" in json.loads(x)]
   assert len(losses) == 4
@@ -186,9 +186,9 @@ def test_the_snippets_of_the_page_run(run, pictures, tmp_path, monkeypatch):
   assert names["logits"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("page", ["use", "data", "evaluation"])
-def test_every_command_of_the_page_names_fields_that_exist(page):
+@pytest.mark.parametrize("page, least", [("use", 11), ("data", 5), ("evaluation", 10)])
+def test_every_command_of_the_page_names_fields_that_exist(page, least):
   text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
   flags = re.findall(r"--config\.[\w.]+\w", text)
-  assert len(flags) > 4
+  assert len(flags) >= least
   config.check_flag_names(flags)
