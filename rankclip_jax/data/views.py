@@ -84,7 +84,7 @@ class View:
   def _resize(self, crop: np.ndarray, out: np.ndarray) -> None:
     """Means of two by two pixels while there are enough, then bilinear.
 
-    OpenCV's mean of any area, a little nearer to Pillow, takes seven times as long.
+    OpenCV's mean of any area, a little nearer to Pillow, takes several times as long.
     """
     height, width, _ = crop.shape
     while min(height, width) >= 2 * self.size:
