@@ -224,26 +224,21 @@ def facts_of(cfg: Config, p: Plan) -> dict[str, Any]:
     "tokenizer": p.tokenizer.facts(),
     "preprocessing": preprocess.facts(),
     "num_steps": p.num_steps,
-    "data": identity_of(cfg, p),
+    "data": sources.identity_of(p.source, in_parts=bool(cfg.data.weights)),
   }
 
 
-def identity_of(cfg: Config, p: Plan) -> dict[str, int | str]:
-  """What tells whether the training data is the same in every place."""
-  return sources.identity_of(p.source, in_parts=bool(cfg.data.weights))
-
-
-def check_data(facts: Mapping[str, Any], now: Mapping[str, int | str]) -> None:
+def check_data(facts: Mapping[str, Any], own: Mapping[str, Any]) -> None:
   """Refuses to go on from a checkpoint with other examples in the places of its own.
 
   Args:
     facts: of the checkpoint.
-    now: `identity_of` the data that is here.
+    own: `facts_of` this run.
 
   Raises:
     ValueError: with the numbers of both.
   """
-  then = facts.get("data")
+  then, now = facts.get("data"), own["data"]
   if then not in (None, now):
     say = lambda x: f"{x['examples']} examples in {x['shards']} files"
     same = "" if say(then) != say(now) else ", of which some have other names or contents"

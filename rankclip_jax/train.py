@@ -155,12 +155,12 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     weights = start.weights_of(cfg) if needed else None
     cache = workdir / plans.INDEX_DIRECTORY
     p = together(lambda: plans.make(cfg, weights.size if weights else None, cache))
-    identity = plans.identity_of(cfg, p)
-    check_same(str(identity["digest"]), "training data")
+    facts = together(lambda: plans.facts_of(cfg, p))
+    check_same(facts["data"]["digest"], "training data")
 
-    def check(facts: Mapping[str, Any]) -> None:
-      checkpoint.check_config(facts, cfg)
-      plans.check_data(facts, identity)
+    def check(then: Mapping[str, Any]) -> None:
+      checkpoint.check_config(then, cfg)
+      plans.check_data(then, facts)
 
     shapes = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
     restored = saved.restore_newest(shapes, check)
@@ -177,13 +177,14 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
       writer = metrics.MetricsLog(workdir, step=int(now.step))
       stack.enter_context(contextlib.closing(writer))
-    return _loop(cfg, workdir, p, now, saved, writer, stop)
+    return _loop(cfg, workdir, p, facts, now, saved, writer, stop)
 
 
 def _loop(
   cfg: Config,
   workdir: pathlib.Path,
   p: plans.Plan,
+  facts: Mapping[str, Any],
   state: TrainState,
   saved: checkpoint.Checkpoints,
   writer: metrics.MetricsLog | None,
@@ -191,7 +192,6 @@ def _loop(
 ) -> bool:
   first = int(state.step)
   main_process = jax.process_index() == 0
-  facts = plans.facts_of(cfg, p)
   evaluator = together(lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY))
   # What is damaged is told now, not after an epoch.
   together(lambda: evaluator.examples)
