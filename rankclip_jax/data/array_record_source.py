@@ -1,9 +1,7 @@
 """Pictures and captions in ArrayRecord files of serialized `tf.train.Example`s."""
 
-import bisect
 import functools
 import hashlib
-import itertools
 import operator
 import os
 import pathlib
@@ -13,10 +11,10 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from rankclip_jax.data import files, records
+from rankclip_jax.data.offsets import Offsets
 from rankclip_jax.data.source import BadExample, Example, Loss, Reason, Shard
 
 IMAGE = ("image", "jpg", "image/encoded")
@@ -262,7 +260,7 @@ class Shards:
     self.names = list(names or paths)
     self._paths = list(paths)
     self._skips = list(skips or [0] * len(paths))
-    self._ends = list(itertools.accumulate(counts))
+    self._counts, self._records = list(counts), Offsets(counts, "there are records")
     self._versions = [_version(path) for path in paths]
     most = _reader.cache_info().maxsize or 0
     if len(paths) > most:
@@ -273,15 +271,14 @@ class Shards:
       )
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return len(self._records)
 
   def shards(self) -> list[Shard]:
     """The files; one that is used from some record on says so in its name."""
-    counts = np.diff(self._ends, prepend=0).tolist()
     return [
       Shard(f"{name}[{skip}:]" if skip else name, count, version[0] if version else 0)
       for name, skip, count, version in zip(
-        self.names, self._skips, counts, self._versions, strict=True
+        self.names, self._skips, self._counts, self._versions, strict=True
       )
     ]
 
@@ -291,11 +288,8 @@ class Shards:
     Raises:
       IndexError: if there is no such record.
     """
-    if not 0 <= index < len(self):
-      raise IndexError(f"there are records 0 to {len(self) - 1}, got {index}")
-    shard = bisect.bisect_right(self._ends, index)
-    start = self._ends[shard - 1] if shard else 0
-    return shard, self._skips[shard] + index - start
+    shard, row = self._records.locate(index)
+    return shard, self._skips[shard] + row
 
   def read(self, shard: int, position: int) -> bytes:
     """A record.
@@ -327,9 +321,8 @@ class Shards:
   def damaged(self) -> list[str]:
     """Files that lack records as a whole, each with what is the matter."""
     found = []
-    starts = [0, *self._ends[:-1]]
     for shard, count in enumerate(records.count_all(self._paths)):
-      needed = self._skips[shard] + self._ends[shard] - starts[shard]
+      needed = self._skips[shard] + self._counts[shard]
       if count is None:
         found.append(f"{self.names[shard]}: it is missing, cut off, or no ArrayRecord")
       elif count < needed:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from rankclip_jax.data.offsets import Offsets
 from rankclip_jax.data.source import Example, Source, losses_of, shards_of
 
 
@@ -15,12 +16,12 @@ class Concatenated:
 
   def __init__(self, parts: Sequence[Source]):
     self.parts = tuple(parts)
-    self._ends = np.cumsum([len(part) for part in parts])
+    self._examples = Offsets(map(len, parts), "there are examples")
     self.losses = [loss for part in parts for loss in losses_of(part)]
     self.shards = [shard for part in parts for shard in shards_of(part)]
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return len(self._examples)
 
   def __getitem__(self, index: int, /) -> Example:
     """The example.
@@ -28,10 +29,8 @@ class Concatenated:
     Raises:
       BadExample: as the part that has it.
     """
-    if not 0 <= index < len(self):
-      raise IndexError(f"there are examples 0 to {len(self) - 1}, got {index}")
-    part = int(np.searchsorted(self._ends, index, "right"))
-    return self.parts[part][index - int(self._ends[part]) + len(self.parts[part])]
+    part, place = self._examples.locate(index)
+    return self.parts[part][place]
 
 
 class Place(NamedTuple):

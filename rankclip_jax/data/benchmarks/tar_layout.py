@@ -7,8 +7,6 @@ A sample is a picture with its class as a number in `.cls`, or, where `dataset_t
 says "retrieval", with captions in the lines of `.txt`.
 """
 
-import bisect
-import itertools
 import pathlib
 import tarfile
 
@@ -17,6 +15,7 @@ from rankclip_jax.data.benchmarks import prompts
 from rankclip_jax.data.benchmarks.items import Item
 from rankclip_jax.data.benchmarks.prompts import Classes
 from rankclip_jax.data.benchmarks.table import Split, Task
+from rankclip_jax.data.offsets import Offsets
 from rankclip_jax.data.source import BadExample
 from rankclip_jax.data.tar_index import BLOCK, PICTURE, TEXT, TarIndex
 
@@ -123,7 +122,7 @@ class TarItems:
         captions, by tar and key.
     """
     self._tars = [(path, tar_index.build(path)) for path in paths]
-    self._ends = list(itertools.accumulate(len(tar) for _, tar in self._tars))
+    self._items = Offsets((len(tar) for _, tar in self._tars), "there are items")
     if not len(self):
       raise ValueError(f"There is no sample in {', '.join(paths[:3])}; fetch it again.")
     self._labels: list[list[int]] = []
@@ -136,7 +135,7 @@ class TarItems:
         self._captions.append([_caption(path, tar, row) for row in range(len(tar))])
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return len(self._items)
 
   def __getitem__(self, index: int, /) -> Item:
     """Reads an item.
@@ -144,11 +143,8 @@ class TarItems:
     Raises:
       ValueError: if the tar has changed.
     """
-    if not 0 <= index < len(self):
-      raise IndexError(f"there are items 0 to {len(self) - 1}, got {index}")
-    shard = bisect.bisect_right(self._ends, index)
+    shard, row = self._items.locate(index)
     path, tar = self._tars[shard]
-    row = index - (self._ends[shard] - len(tar))
     if files.version(path) != tar.version:
       raise ValueError(f"{path} has changed since it was opened; start again.")
     picture = _member(path, tar, row, PICTURE)
