@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rankclip_jax.evals import retrieval
+from rankclip_jax.evals import geometry, retrieval
 
 ACCURACY_AT = (1, 3, 5)
 
@@ -210,12 +210,7 @@ def checked_labels(labels: npt.ArrayLike, examples: int, classes: int) -> np.nda
     ValueError: they are not [examples] integers, or one is no class (such as -1 for "not
       in this set": leave these examples out).
   """
-  labels = np.asarray(labels)
-  if labels.shape != (examples,) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"labels: expected integers of shape ({examples},), one per example, got "
-      f"{labels.dtype} of shape {labels.shape}"
-    )
+  labels = geometry.integers("labels", labels, examples, "example")
   outside = np.flatnonzero((labels < 0) | (labels >= classes))
   if outside.size:
     raise ValueError(

@@ -26,6 +26,21 @@ _TOP = 10
 _BLOCK_BYTES = 16 * 2**20
 
 
+def integers(name: str, values: npt.ArrayLike, count: int, what: str) -> np.ndarray:
+  """Returns integers, one for each of `count` things, as an array [count].
+
+  Raises:
+    ValueError: they are not; it calls them `name`, and each of the things `what`.
+  """
+  array = np.asarray(values)
+  if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+    raise ValueError(
+      f"{name}: expected integers of shape ({count},), one per {what}, got "
+      f"{array.dtype} of shape {array.shape}"
+    )
+  return array
+
+
 def unit_rows(**embeddings: npt.ArrayLike) -> list[np.ndarray]:
   """Returns the named embeddings, each [rows, dim], as float32 arrays of one `dim`.
 

@@ -59,7 +59,7 @@ def write(
   content = json.dumps(_plain(record, "result"), indent=2, ensure_ascii=False) + "\n"
   path = path_of(directory, dataset, task)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _write_atomically(path, content)
+  write_text(path, content)
   return path
 
 
@@ -97,7 +97,8 @@ def read(path: Path) -> dict[str, Any]:
   return record
 
 
-def _write_atomically(path: Path, content: str) -> None:
+def write_text(path: Path, content: str) -> None:
+  """Writes a file at once: a reader sees the old one or the new one whole."""
   # In the same directory, because os.replace is atomic only within a file system. The
   # suffix hides an unfinished file from `read_all`.
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -194,12 +194,7 @@ def _blocks(first_text: np.ndarray, tile_bytes: int) -> Iterator[_Block]:
 
 
 def _checked_owner(image_of_text: npt.ArrayLike, images: int, texts: int) -> np.ndarray:
-  owner = np.asarray(image_of_text)
-  if owner.shape != (texts,) or not np.issubdtype(owner.dtype, np.integer):
-    raise ValueError(
-      f"image_of_text: expected integers of shape ({texts},), one per text, got "
-      f"{owner.dtype} of shape {owner.shape}"
-    )
+  owner = geometry.integers("image_of_text", image_of_text, texts, "text")
   outside = np.flatnonzero((owner < 0) | (owner >= images))
   if outside.size:
     raise ValueError(

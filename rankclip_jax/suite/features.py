@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import time
@@ -17,8 +16,6 @@ from rankclip_jax.data.benchmarks.items import ItemSource
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.inference import Model
 from rankclip_jax.together import together
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

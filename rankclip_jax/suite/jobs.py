@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rankclip_jax.config import Config
 from rankclip_jax.data.benchmarks import opening, table
+from rankclip_jax.evals import results
 from rankclip_jax.suite import tasks
 
 RESULTS = "results"
@@ -47,9 +48,7 @@ def note_skipped(
   path = workdir / RESULTS / _SKIPPED / f"{shard}_of_{num_shards}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [dataclasses.asdict(skip) for skip in skipped]
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(path)
+  results.write_text(path, json.dumps(lines, indent=2) + "\n")
 
 
 def skipped(workdir: pathlib.Path, num_shards: int) -> list[Skip]:

@@ -1,7 +1,7 @@
 """What several jobs measured as one table."""
 
 import csv
-import os
+import io
 import pathlib
 
 from rankclip_jax.config import Config
@@ -25,8 +25,8 @@ def merge(cfg: Config, workdir: pathlib.Path) -> str:
     ValueError: if a job has not ended, or a result that should be there is not.
   """
   left_out = {(s.dataset, s.task): s for s in jobs.skipped(workdir, cfg.eval.num_shards)}
-  lines, missing = [], []
-  for dataset, task in jobs.whole(cfg):
+  whole, lines, missing = jobs.whole(cfg), [], []
+  for dataset, task in whole:
     name = opening.named(dataset).name
     path = results.path_of(workdir / jobs.RESULTS, name, task)
     if skip := left_out.get((dataset, task)):
@@ -42,9 +42,8 @@ def merge(cfg: Config, workdir: pathlib.Path) -> str:
       "job again with the same --config.eval.datasets."
     )
   path = workdir / jobs.RESULTS / FILE
-  temporary = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-  with temporary.open("w", newline="", encoding="utf-8") as file:
-    csv.writer(file).writerows([_FIRST, *lines])
-  temporary.replace(path)
-  done = len(jobs.whole(cfg)) - len(left_out)
+  text = io.StringIO(newline="")
+  csv.writer(text).writerows([_FIRST, *lines])
+  results.write_text(path, text.getvalue())
+  done = len(whole) - len(left_out)
   return f"{done} tasks are done, {len(left_out)} were skipped: {path}"

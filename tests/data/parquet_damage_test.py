@@ -10,23 +10,16 @@ import pytest
 from rankclip_jax.data import parquet_source
 from rankclip_jax.data.parquet_source import ParquetSource
 from rankclip_jax.data.source import BadExample, Loss, losses_of
-from tests.data import examples
 from tests.data.examples import put
-from tests.data.parquets import pairs, write
-
-
-def outcome(source, index):
-  return examples.outcome(source, index, "image", "captions")
-
-
-def outcomes(source):
-  return examples.outcomes(source, "image", "captions")
-
-
-PICTURES = [b"picture %d" % i for i in range(5)]
-TEXTS = [f"caption {i}" for i in range(5)]
-STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
+from tests.data.parquets import (
+  PICTURES,
+  STRUCT,
+  TEXTS,
+  outcome,
+  outcomes,
+  pairs,
+  write,
+)
 
 BAD = [
   ({"image": None}, "missing picture"),

@@ -5,7 +5,20 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.data import examples
 from tests.data.examples import put
+
+PICTURES = [b"picture %d" % i for i in range(5)]
+TEXTS = [f"caption {i}" for i in range(5)]
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def outcome(source, index):
+  return examples.outcome(source, index, "image", "captions")
+
+
+def outcomes(source):
+  return examples.outcomes(source, "image", "captions")
 
 
 def write(path, columns, *, group: int = 2, **options) -> str:
