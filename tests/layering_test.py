@@ -46,6 +46,7 @@ ALLOWED = {
   "suite": {
     "config", "data", "evals", "inference", "probes", "start", "suite", "together",
   },
+  "studies": {"config", "evals", "report", "studies"},
   "launcher": {
     "config", "evals", "evaluate", "export", "report", "search", "suite", "train",
   },
@@ -55,6 +56,7 @@ FORBIDDEN = {
   "data": {"jax", "flax", "optax", "orbax"},
   "evals": {"jax", "flax", "optax", "orbax"},
   "report": {"jax", "flax", "optax", "orbax"},
+  "studies": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
   "probes": {"flax", "orbax", "ml_collections"},
   "models": {"optax", "orbax", "ml_collections"},

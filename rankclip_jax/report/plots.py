@@ -32,7 +32,7 @@ _DASHES = ("solid", "dashed", "dotted")
 _IMAGE_COLOUR, _IMAGE_MARKER = "#332288", "o"
 _TEXT_COLOUR, _TEXT_MARKER = "#ddaa33", "^"
 
-_INK = "#3c434d"
+INK = "#3c434d"
 _GRID = "#e6e8ec"
 _DPI = 200
 _COLOURS = 128
@@ -74,7 +74,7 @@ def curves(
   figure = Figure(figsize=(3.6, 2.0), dpi=_DPI)
   figure.subplots_adjust(**_CURVE_MARGINS)
   axes = figure.add_subplot()
-  _style(axes)
+  style(axes)
   axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(EngFormatter(sep=""))
   for order, (place, curve) in enumerate(by_run.items()):
@@ -89,7 +89,7 @@ def curves(
     marker = "." if len(values) < _MARKED_BELOW else None
     line(curve.steps, values, lw=width, marker=marker)
   _scale(axes, np.concatenate([c.values for c in by_run.values()]), log=log, cut=cut)
-  return _png(figure)
+  return png(figure)
 
 
 def _scale(axes: Axes, values: np.ndarray, *, log: bool, cut: bool) -> None:
@@ -102,7 +102,7 @@ def _scale(axes: Axes, values: np.ndarray, *, log: bool, cut: bool) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     return
   axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
-  axes.yaxis.get_offset_text().set(fontsize=7, color=_INK)
+  axes.yaxis.get_offset_text().set(fontsize=7, color=INK)
   if cut:
     top = float(np.quantile(values, CUT_QUANTILE)) if values.size else 0.0
     axes.set_ylim(0, 1.15 * top if top > 0 else 1)
@@ -135,7 +135,7 @@ def embedding_map(embeddings: Embeddings) -> bytes:
   figure = Figure(figsize=(5.2, 4.4), dpi=_DPI * 0.8)
   figure.subplots_adjust(**_MAP_MARGINS)
   axes = figure.add_subplot()
-  _style(axes)
+  style(axes)
   axes.plot(pairs[..., 0].T, pairs[..., 1].T, color="#9aa1ab", lw=0.5, alpha=0.6)
   for places, colour, marker, label in (
     (images, _IMAGE_COLOUR, _IMAGE_MARKER, "images"),
@@ -149,21 +149,21 @@ def embedding_map(embeddings: Embeddings) -> bytes:
   axes.set_ylabel(f"axis 2: {explained[1]:.1%} of the variance", fontsize=8)
   # Above the axes: inside, it would hide points.
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-  return _png(figure)
+  return png(figure)
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
   """Quiet axes: a pale grid, no box, few ticks, steps as 5k."""
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(_GRID)
-  axes.tick_params(colors=_INK, labelsize=7.5, length=0)
+  axes.tick_params(colors=INK, labelsize=7.5, length=0)
   axes.grid(color=_GRID, lw=0.6)
   axes.set_axisbelow(True)
   for label in (axes.xaxis.label, axes.yaxis.label):
-    label.set_color(_INK)
+    label.set_color(INK)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,91 @@
+"""Subsets of training examples: nested, seeded, and told apart from each other."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankclip_jax.data import bad_examples, source
+from rankclip_jax.data.source import Example, Loss, Shard
+from rankclip_jax.data.subset import Subset
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+class Numbers:
+  """So many examples, called by their numbers."""
+
+  def __init__(self, count):
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    return Example(str(index), np.zeros((1, 1, 3), np.uint8), ("one",))
+
+
+def keys(subset):
+  return [subset[i].key for i in range(len(subset))]
+
+
+@given(st.integers(1, 300), st.data(), SEEDS)
+def test_smaller_sets_lie_in_larger_ones(count, data, seed):
+  small, large = sorted(data.draw(st.tuples(*[st.integers(1, count)] * 2)))
+  inner, outer = (keys(Subset(Numbers(count), n, seed)) for n in (small, large))
+  assert inner == outer[:small]
+  assert len(set(outer)) == large  # every example at most once
+  assert set(outer) <= set(map(str, range(count)))
+
+
+@given(SEEDS)
+def test_all_of_them_are_all_of_them(seed):
+  assert sorted(keys(Subset(Numbers(50), 50, seed)), key=int) == keys(Numbers(50))
+
+
+def test_seeds_draw_others_from_everywhere():
+  first, second = (set(map(int, keys(Subset(Numbers(1000), 100, s)))) for s in (0, 1))
+  assert len(first & second) < 30  # 10 are expected
+  assert 400 < np.mean(list(first)) < 600
+
+
+def test_what_is_drawn_is_the_same_in_other_processes():
+  subset = Subset(Numbers(90), 20, 3)
+  assert keys(pickle.loads(pickle.dumps(subset))) == keys(subset)
+
+
+def test_identities_know_how_it_was_drawn():
+  whole = Numbers(90)
+  made = [Subset(whole, 20, 3), Subset(whole, 20, 4), Subset(whole, 21, 3), whole]
+  made.append(Subset(Numbers(91), 20, 3))
+  assert len({source.identity_of(x)["digest"] for x in made}) == len(made)
+  assert source.identity_of(made[0]) == source.identity_of(Subset(whole, 20, 3))
+  assert source.identity_of(made[0])["examples"] == 20
+
+
+def test_what_shards_lost_is_a_share_of_the_whole():
+  whole = Numbers(2000)
+  whole.losses = (Loss("a.tar", "truncated shard", "ends early", count=10),)
+  whole.shards = (Shard("a.tar", 2000, 1),)
+  bad_examples.check_lost(Subset(whole, 100, 0), 0.01)
+  with pytest.raises(ValueError, match="2000 are there"):
+    bad_examples.check_lost(Subset(whole, 100, 0), 0.001)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 91])
+def test_more_than_there_is_and_nothing_are_refused(count):
+  with pytest.raises(ValueError, match=f"subset={count} of 90 .* expected 1 to 90"):
+    Subset(Numbers(90), count, 0)
+
+
+def test_a_seed_out_of_range_is_refused():
+  with pytest.raises(ValueError, match="subset_seed must be from 0"):
+    Subset(Numbers(90), 5, 2**32)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_there_is_nothing_beyond_the_end(index):
+  with pytest.raises(IndexError, match="0 to 4"):
+    Subset(Numbers(90), 5, 0)[index]
