@@ -41,7 +41,7 @@ def test_all_studies_can_share_a_workdir():
   for path in FILES:
     for name, run in expanded(path).items():
       assert found.setdefault(name, run.config) == run.config
-  assert len(found) == 12
+  assert len(found) == 10
 
 
 def test_the_sweep_scales_the_released_ramp_and_nothing_else():
