@@ -1,15 +1,17 @@
 """Some of the training examples, drawn by a seed: smaller sets lie in larger ones."""
 
-import grain
+from grain.experimental import index_shuffle
 
 from rankclip_jax.data.source import Example, Source, losses_of, shards_of
+
+_ROUNDS = 4  # grain's own choice
 
 
 class Subset:
   """The first `count` examples of a permutation of `whole` by `seed`, as a `Source`.
 
   Any two of one source and seed are nested. The permutation is computed place by place,
-  so it takes no memory (`grain.MapDataset.shuffle`).
+  as that of every epoch is (`grain.MapDataset.shuffle`), and takes no memory.
 
   Attributes:
     whole: what was drawn from.
@@ -36,7 +38,6 @@ class Subset:
     if not 0 <= seed < 2**32:
       raise ValueError(f"data.subset_seed must be from 0 to 2**32 - 1, got {seed}.")
     self.whole, self.seed, self._count = whole, seed, count
-    self._places = grain.MapDataset.range(len(whole)).shuffle(seed=seed)
     self.losses, self.shards = losses_of(whole), shards_of(whole)
 
   def __len__(self) -> int:
@@ -55,6 +56,5 @@ class Subset:
     """The index in the whole."""
     if not 0 <= index < self._count:
       raise IndexError(f"there are examples 0 to {self._count - 1}, got {index}")
-    place = self._places[index]
-    assert place is not None  # nothing is filtered
-    return int(place)
+    last = len(self.whole) - 1
+    return index_shuffle(index, max_index=last, seed=self.seed, rounds=_ROUNDS)

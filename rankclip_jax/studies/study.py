@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,7 @@ class Run:
 
   def commands(self) -> list[list[str]]:
     """The words after `python` of what trains and evaluates it, one after the other."""
-    train = [_shown(MAIN), *self.flags, f"--workdir={self.workdir}"]
+    train = [_shown(str(MAIN)), *self.flags, f"--workdir={self.workdir}"]
     if not self.benchmarks:
       return [train]
     datasets = f"--config.eval.datasets={self.benchmarks}"
@@ -176,11 +177,7 @@ def load(path: str) -> Study:
       f"There is no study {name}; those of configs/studies/ are {known}, and any file "
       "with a function get_study may be one."
     )
-  spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = _module(file)
   make = getattr(module, "get_study", None)
   study = make(argument or None) if callable(make) else None
   if not isinstance(study, Study):
@@ -224,31 +221,31 @@ def _run(
       f"The study {study.name!r} varies {both[0]} itself; leave it out of --set, or "
       "change its file."
     )
-  path, colon, argument = variant.config.partition(":")
   given = [f"--config.{name}={value}" for name, value in {**own, **settings}.items()]
-  argv = (f"--config={_shown(ROOT / path)}{colon}{argument}", *given)
+  config = f"{ROOT}/{variant.config}"
   name = f"{variant.name}-{seed}"
   return Run(
     name=name,
     variant=variant,
     seed=seed,
     workdir=workdir / name,
-    flags=argv,
-    config=_resolved(argv),
+    flags=(f"--config={_shown(config)}", *given),
+    config=_resolved(config, given),
     benchmarks=study.benchmarks,
   )
 
 
-def _resolved(argv: Sequence[str]) -> Config:
-  """What main.py makes of these flags.
+def _resolved(config: str, given: Sequence[str]) -> Config:
+  """What main.py makes of a config's file and these flags.
 
   Raises:
     ValueError: as main.py.
   """
-  configs.check_flag_names(argv)
-  parsed = flags.FlagValues()
-  words = ["main.py", *argv]
-  config_flags.DEFINE_config_file("config", flag_values=parsed, sys_argv=words)
+  configs.check_flag_names(given)
+  path, _, argument = config.partition(":")
+  values = _module(pathlib.Path(path)).get_config(argument or None)
+  words, parsed = ["main.py", *given], flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", values, flag_values=parsed, sys_argv=words)
   try:
     parsed(words)
   except flags.Error as error:
@@ -256,7 +253,16 @@ def _resolved(argv: Sequence[str]) -> Config:
   return configs.from_config_dict(parsed.config)
 
 
-def _shown(path: pathlib.Path) -> str:
+def _module(file: pathlib.Path) -> types.ModuleType:
+  """The module of a file that is in no package."""
+  spec = importlib.util.spec_from_file_location(f"of_study_{file.stem}", file)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def _shown(path: str) -> str:
   """As short as can be: relative to the working directory, if it is in there."""
-  here = pathlib.Path.cwd()
-  return str(path.relative_to(here) if path.is_relative_to(here) else path)
+  return path.removeprefix(f"{pathlib.Path.cwd()}/")
