@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -27,24 +27,50 @@ def run(study: Study, runs: Sequence[Run], console: Console) -> bool:
 
   Raises:
     ValueError: before anything runs, if a folder belongs to a run of another config.
+    KeyboardInterrupt: after SIGTERM or Ctrl-C, when the run in hand has saved.
   """
   left = [each for each in runs if disk.status(each, study).state != "done"]
   console.print(f"{study.name}: {len(runs) - len(left)} of {len(runs)} runs are done.")
   began, ended = time.monotonic(), 0
-  with _signals_as_interrupts():
+  with _StopSignal() as stop:
     for place, each in enumerate(left):
       status = disk.status(each, study)
       if status.state != "running":
         rest = _remaining(time.monotonic() - began, ended, len(left) - place)
         console.print(f"{each.name} ({place + 1} of {len(left)}{rest}) ...")
-        status = _finish(each, study, console)
+        status = _finish(each, study, console, stop)
         ended += 1
       # Another runner may have done it in the meantime.
       console.print(f"{each.name}: {status.state} {status.detail}".rstrip())
   return all(disk.status(each, study).state == "done" for each in runs)
 
 
-def _finish(run: Run, study: Study, console: Console) -> disk.Status:
+class _StopSignal:
+  """SIGTERM and SIGINT, remembered until somebody asks; a context.
+
+  Not raised where they come: what is raised within a callback of the garbage collector,
+  of which jax has one, is lost.
+  """
+
+  def __init__(self):
+    self.received = False
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> "_StopSignal":
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._remember)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _remember(self, number, frame) -> None:
+    del number, frame
+    self.received = True
+
+
+def _finish(run: Run, study: Study, console: Console, stop: _StopSignal) -> disk.Status:
   """Does what is left of a run; says how it ended."""
   path = disk.log_path(run)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,29 +79,36 @@ def _finish(run: Run, study: Study, console: Console) -> disk.Status:
       return disk.status(run, study)
     code = 0
     for words in run.commands():
-      code = code or _child([sys.executable, *words], log, path, console)
+      code = code or _child([sys.executable, *words], log, path, console, stop)
     log.write(f"\n{disk.EXIT_LINE} {code}\n".encode())
   return disk.status(run, study)
 
 
-def _child(words: list[str], log, path: pathlib.Path, console: Console) -> int:
+def _child(
+  words: list[str],
+  log: IO[bytes],
+  path: pathlib.Path,
+  console: Console,
+  stop: _StopSignal,
+) -> int:
   """Runs a command, its output in the log, of which a terminal shows the last line."""
   cache = str((path.parent.parent / "jax_cache").resolve())
-  environment = {_CACHE: cache, **os.environ}
   process = subprocess.Popen(
-    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+    words,
+    stdin=subprocess.DEVNULL,
+    stdout=log,
+    stderr=log,
+    env={_CACHE: cache, **os.environ},
   )
-  try:
-    with console.status("starting") as status:
-      while True:
-        try:
-          return process.wait(_SECONDS_BETWEEN_LOOKS)
-        except subprocess.TimeoutExpired:
-          status.update(_last_line(path))
-  except KeyboardInterrupt:
-    process.terminate()  # which saves; the lock is its until then
+  with console.status("starting") as status:
+    while not stop.received:
+      try:
+        return process.wait(_SECONDS_BETWEEN_LOOKS)
+      except subprocess.TimeoutExpired:
+        status.update(_last_line(path))
+    process.terminate()  # which saves; a second Ctrl-C ends it at once
     process.wait()
-    raise
+  raise KeyboardInterrupt
 
 
 def _last_line(path: pathlib.Path) -> str:
@@ -87,18 +120,3 @@ def _last_line(path: pathlib.Path) -> str:
 
 def _remaining(seconds: float, ended: int, left: int) -> str:
   return f", {seconds / ended * left / 60:.0f} min left" if ended else ""
-
-
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-  """SIGTERM, as of schedulers, stops as Ctrl-C does."""
-
-  def stop(number, frame):
-    del number, frame
-    raise KeyboardInterrupt
-
-  before = signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)

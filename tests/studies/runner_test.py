@@ -29,6 +29,7 @@ def console():
 @pytest.fixture
 def pretend(monkeypatch, tmp_path):
   """Runs note that they were called, and then do as they are told by name."""
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   what = {}
 
   def commands(run):
@@ -100,7 +101,7 @@ def save(*_):
   sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 pathlib.Path({str(tmp_path / "began")!r}).touch()
-time.sleep(60)
+time.sleep(200)
 '''
 study.Run.commands = lambda run: [["-c", child]]
 two = [study.Variant(n, "s", 0.0, "configs/openmoji.py") for n in "ab"]
@@ -112,13 +113,13 @@ try:
 except KeyboardInterrupt:
   sys.exit(130)
 """
-  process = subprocess.Popen([sys.executable, "-c", code], cwd=study.ROOT)
-  deadline = time.monotonic() + 60
-  while not (tmp_path / "began").exists():
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  os.kill(process.pid, signal.SIGTERM)
-  assert process.wait(30) == 130
+  with subprocess.Popen([sys.executable, "-c", code], cwd=study.ROOT) as process:
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "began").exists():
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(120) == 130
   assert (tmp_path / "saved").exists()
   assert [p.name for p in (tmp_path / "w" / "logs").iterdir()] == ["a-0.log"]
 
