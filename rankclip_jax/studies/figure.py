@@ -60,6 +60,8 @@ def _panel(figure: Figure, axes: Axes, found: Results, metric: Metric) -> None:
       means.append(sum(values) / len(values))
       spreads.append(table.spread(values) if len(values) > 1 else 0.0)
       single += [(x, value) for value in values]
+    if not xs:  # nothing of it is done
+      continue
     colour = plots.run_colour(number)
     axes.errorbar(
       xs,

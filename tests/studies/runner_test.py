@@ -139,16 +139,22 @@ def mine(tmp_path):
     "  made = [Variant(n, n, n, 'configs/openmoji.py:small,' + n) for n in names]\n"
     "  return Study('mine', 'objective', made, seeds=1)\n"
   )
-  sets = ("model.name=nano", "optim.epochs=1", "data.batch_size=2000")
-  return (f"--study={path}", f"--workdir={tmp_path / 'out'}", "--set", *sets)
+  sets = ("model.name=nano", "data.subset=8", "data.batch_size=8", "data.holdout=16")
+  return (
+    f"--study={path}",
+    f"--workdir={tmp_path / 'out'}",
+    "--set",
+    "optim.epochs=2",
+    *sets,
+  )
 
 
 def test_a_real_run_is_found_done_and_drawn(mine, tmp_path, capsys):
-  """One epoch of one step, by the command that is printed."""
+  """Two steps, by the command that is printed."""
   assert command("print", *mine) == 0
   clip, rankclip = capsys.readouterr().out.splitlines()
   assert clip.startswith("python ")
-  assert "--config.seed=0 --config.model.name=nano" in rankclip
+  assert "--config.seed=0 --config.optim.epochs=2" in rankclip
   subprocess.run(f"{sys.executable} {clip[7:]}", shell=True, check=True, timeout=300)
   capsys.readouterr()
   assert command("status", *mine) == 1
