@@ -79,10 +79,14 @@ def markdown(found: Results) -> str:
 
 
 def cell(values: Sequence[float], count: int) -> str:
-  """Mean and sample standard deviation, if the metric is defined in all `count` runs."""
+  """Mean ± sample standard deviation, if the metric is defined in all `count` runs.
+
+  Of one run there is no deviation.
+  """
   if not count or len(values) != count:
     return _NOTHING
-  return f"{np.mean(values):.4f} ± {spread(values):.4f}"
+  mean = f"{np.mean(values):.4f}"
+  return f"{mean} ± {spread(values):.4f}" if count > 1 else mean
 
 
 def spread(values: Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """Means and spreads over seeds, and what is said of runs that are not there."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_incomplete_studies_are_refused_or_marked(tiny, made):
   assert "INCOMPLETE: 1 of 6 runs are not done" in text
   assert "Not done: rankclip-1 (interrupted)." in text
   # Of a single seed there is no spread, and none is invented.
-  assert rows(text)["rankclip (1 of 2 seeds)"][:2] == ["2.0", "0.3000 ± nan"]
+  assert rows(text)["rankclip (1 of 2 seeds)"][:2] == ["2.0", "0.3000"]
 
 
 def test_a_study_of_which_nothing_is_done_is_refused(tiny, runs):
@@ -66,6 +67,8 @@ def test_the_figure_shows_every_point_and_its_spread(tiny, made, monkeypatch):
   assert (clip.get_label(), rankclip.get_label()) == ("CLIP", "RankCLIP")
   np.testing.assert_allclose(clip[0].get_xydata(), [[0, 20]])  # percent
   np.testing.assert_allclose(rankclip[0].get_xydata(), [[1, 20], [2, 30]])
+  assert first.get_xlim()[0] < 0 < 2 < first.get_xlim()[1]
+  assert first.get_ylim()[0] < 10 < 30 < first.get_ylim()[1]
   low, high = (side.get_ydata() for side in clip[1])
   half = 100 * 0.2 / math.sqrt(2)
   np.testing.assert_allclose([*low, *high], [20 - half, 20 + half])
@@ -73,6 +76,21 @@ def test_the_figure_shows_every_point_and_its_spread(tiny, made, monkeypatch):
   # All runs, twice the numbers of the recalls.
   assert sorted(seeds[:, 1].round(6).tolist()) == [0.2, 0.4, 0.4, 0.6, 0.6]
   assert "INCOMPLETE" in seen["f"].get_supxlabel()
+
+
+def test_series_of_one_place_stand_side_by_side(tiny):
+  variants = [
+    dataclasses.replace(tiny.variants[0], name=f"{s}{x}", series=s, x=x)
+    for s in "ab"
+    for x in (10.0, 100.0)
+  ]
+  crowded = dataclasses.replace(tiny, variants=variants, log_x=True)
+  places = figure._places(crowded)
+  for x in (10, 100):
+    left, right = places[f"a{x:.1f}"], places[f"b{x:.1f}"]
+    assert left < x < right < 1.05 * left
+    assert math.sqrt(left * right) == pytest.approx(x)
+  assert figure._places(tiny) == {"clip": 0, "low": 1, "rankclip": 2}
 
 
 def test_the_picture_is_small(tiny, made):
