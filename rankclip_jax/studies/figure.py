@@ -59,7 +59,7 @@ def _panel(axes: Axes, found: Results, metric: Metric) -> None:
     if not values:  # nothing of it is done
       continue
     colour = plots.run_colour(number)
-    spreads = [table.spread(x.tolist()) if len(x) > 1 else 0.0 for x in values.values()]
+    spreads = [table.spread(x.tolist()) for x in values.values()]
     axes.errorbar(
       list(values),
       [x.mean() for x in values.values()],

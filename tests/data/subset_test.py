@@ -1,5 +1,7 @@
 """Subsets of training examples: nested, seeded, and told apart from each other."""
 
+import dataclasses
+import itertools
 import pickle
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankclip_jax.data import bad_examples, source
+from rankclip_jax import config, plan
+from rankclip_jax.data import bad_examples, pipeline, source
 from rankclip_jax.data.source import Example, Loss, Shard
 from rankclip_jax.data.subset import Subset
+from rankclip_jax.data.tokenizer import Tokenizer
 
 SEEDS = st.integers(0, 2**32 - 1)
 ON_BUSY_MACHINES = settings(deadline=None, max_examples=40)
@@ -92,3 +96,67 @@ def test_a_seed_out_of_range_is_refused():
 def test_there_is_nothing_beyond_the_end(index):
   with pytest.raises(IndexError, match="0 to 4"):
     Subset(Numbers(90), 5, 0)[index]
+
+
+def batches(subset, start, num_threads):
+  return pipeline.train_batches(
+    subset,
+    image_size=4,
+    tokenizer=Tokenizer(8),
+    augment_scale=None,
+    global_batch=4,
+    num_steps=8,
+    seed=5,
+    start_step=start,
+    num_threads=num_threads,
+  )
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_training_goes_on_at_any_step(threads):
+  subset = Subset(Numbers(90), 10, 3)
+  whole = [b["id"].tolist() for b in batches(subset, 0, threads)]
+  assert [b["id"].tolist() for b in batches(subset, 5, threads)] == whole[5:]
+  assert set(itertools.chain(*whole)) <= set(range(10))
+  # Epochs are of two batches, in which no example comes twice.
+  assert all(len({*whole[i], *whole[i + 1]}) == 8 for i in range(0, 8, 2))
+
+
+OPENMOJI = config.Config(
+  data=config.DataConfig(batch_size=8, subset=24, subset_seed=1),
+  model=config.ModelConfig(name="nano", dtype="float32"),
+  objective=config.ObjectiveConfig(name="clip"),
+)
+
+
+def changed(**fields):
+  return dataclasses.replace(OPENMOJI, data=dataclasses.replace(OPENMOJI.data, **fields))
+
+
+def test_a_run_trains_on_the_subset_and_knows_it_again():
+  p = plan.make(OPENMOJI)
+  assert p.epoch_steps == 3
+  facts = plan.facts_of(OPENMOJI, p)
+  plan.check_data(facts, plan.facts_of(OPENMOJI, plan.make(OPENMOJI)))
+  other = changed(subset_seed=2)
+  with pytest.raises(ValueError, match="training data changed"):
+    plan.check_data(facts, plan.facts_of(other, plan.make(other)))
+  assert len(plan.source_of(OPENMOJI, "test")) == 500  # all that is held out
+
+
+def test_a_run_of_more_than_there_is_is_refused():
+  with pytest.raises(ValueError, match="subset=3238 of 3237 training examples"):
+    plan.source_of(changed(subset=3238), "train")
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"subset": -1}, "data.subset must be at least 0"),
+    ({"weights": (1.0, 2.0)}, "data.subset must be 0 where data.weights are given"),
+    ({"subset_seed": -1}, "data.subset_seed must be from 0"),
+  ],
+)
+def test_configs_that_cannot_be_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    changed(**fields)
