@@ -35,7 +35,7 @@ ALLOWED = {
   "search": {"config", "data", "inference", "progress", "search", "start"},
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
-    "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
+    "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "together",
   },
   "feed": {"data"},
   "together": set(),
