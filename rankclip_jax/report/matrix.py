@@ -136,14 +136,15 @@ def _order(task: str) -> tuple[int, str]:
 
 
 def _columns(found: Sequence[_Found], task: str) -> Mapping[str, str]:
-  """The columns of a task that any run has."""
+  """The columns of a task in which any run has a number."""
   measured = list(
     dict.fromkeys(
       metric
       for each in found
       for (_, other), (metrics, _) in each.items()
       if other == task
-      for metric in metrics
+      for metric, value in metrics.items()
+      if value is not None
     )
   )
   known = _COLUMNS.get(task, {})

@@ -54,7 +54,8 @@ tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
 .paper thead th[scope=colgroup] { padding-left: 1.1rem; text-align: center;
   font-weight: 600; }
 .paper thead th[scope=colgroup], .matrix thead th { vertical-align: bottom; }
-.paper th[scope=row], .matrix .name { position: sticky; left: 0; background: #fff; }
+.paper th[scope=row], .matrix .name { position: sticky; left: 0; background: #fff;
+  background-clip: padding-box; }
 .paper thead th { color: var(--soft); font-weight: 500; }
 .paper th[scope=row] { padding-right: 1.2rem; text-align: left; }
 .paper .printed td, .paper .difference td { color: var(--soft); }
