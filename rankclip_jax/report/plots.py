@@ -200,19 +200,7 @@ def robustness(
     name: np.clip(point, _LEAST_ACCURACY, 1 - _LEAST_ACCURACY)
     for name, point in (*printed.items(), *points.items())
   }
-  every = np.concatenate(list(inside.values()))
-  low, high = (scipy.special.logit(x) for x in (every.min(), every.max()))
-  low, high = (scipy.special.expit(x) for x in (low - 0.5, high + 0.5))
-  for scale, limits, axis in (
-    (axes.set_xscale, axes.set_xlim, axes.xaxis),
-    (axes.set_yscale, axes.set_ylim, axes.yaxis),
-  ):
-    scale("logit")
-    limits(low, high)
-    ticks = [p / 100 for p in _PERCENTS if low <= p / 100 <= high]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}"))
+  low, high = _scale_by_odds(axes, np.concatenate(list(inside.values())))
   axes.plot([low, high], [low, high], color="#9aa1ab", lw=0.9, dashes=(4, 3))
   for name, marker in zip(printed, _PRINTED_MARKERS, strict=False):
     axes.plot(
@@ -233,6 +221,23 @@ def robustness(
       columnspacing=0.9,
     )
   return _png(figure)
+
+
+def _scale_by_odds(axes: Axes, fractions: np.ndarray) -> tuple[float, float]:
+  """Gives both axes one logit scale, with room around `fractions`; returns its ends."""
+  low, high = (scipy.special.logit(x) for x in (fractions.min(), fractions.max()))
+  low, high = (scipy.special.expit(x) for x in (low - 0.5, high + 0.5))
+  for scale, limits, axis in (
+    (axes.set_xscale, axes.set_xlim, axes.xaxis),
+    (axes.set_yscale, axes.set_ylim, axes.yaxis),
+  ):
+    scale("logit")
+    limits(low, high)
+    ticks = [p / 100 for p in _PERCENTS if low <= p / 100 <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}"))
+  return low, high
 
 
 def _style(axes: Axes) -> None:

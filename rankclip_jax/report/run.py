@@ -109,17 +109,7 @@ def read_run(workdir: Path, name: str) -> Run:
   """
   if not workdir.is_dir():
     raise ValueError(f"expected the workdir of a run, got {workdir}: no such folder")
-  absent = {
-    part: "is missing"
-    for part, (pattern, _) in PARTS.items()
-    if not any(workdir.glob(pattern))
-  }
-  if len(absent) == len(PARTS):
-    files = ", ".join(pattern for pattern, _ in PARTS.values())
-    raise ValueError(
-      f"expected the workdir of a run, got {workdir}, which holds none of {files};"
-      " give the folder that was passed to main.py as --workdir"
-    )
+  absent = _absent(workdir)
   curves, logged = {}, None
   if "metrics" not in absent:
     curves, logged = read_metrics(workdir / "metrics.jsonl")
@@ -148,6 +138,22 @@ def read_run(workdir: Path, name: str) -> Run:
     pictures=pictures.read(workdir),
     absent=absent,
   )
+
+
+def _absent(workdir: Path) -> dict[str, str]:
+  """The parts that a workdir does not have, and why; not all of them."""
+  absent = {
+    part: "is missing"
+    for part, (pattern, _) in PARTS.items()
+    if not any(workdir.glob(pattern))
+  }
+  if len(absent) == len(PARTS):
+    files = ", ".join(pattern for pattern, _ in PARTS.values())
+    raise ValueError(
+      f"expected the workdir of a run, got {workdir}, which holds none of {files};"
+      " give the folder that was passed to main.py as --workdir"
+    )
+  return absent
 
 
 def _held_out(
