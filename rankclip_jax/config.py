@@ -18,6 +18,8 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
+from rankclip_jax.evals import results
+
 # Fields with this in their metadata may differ between a checkpoint and the run that
 # resumes it: they change where and how often, not what is computed.
 _FREE = {"resume": "free"}
@@ -346,15 +348,8 @@ def best_metric(config: Config) -> str:
 
 
 def held_out_name(config: Config) -> str:
-  """What results call the held-out data: its file, or the folder of several."""
-  if config.data.source == "openmoji":
-    return config.data.source
-  first = config.data.test.split("::")[0].removeprefix("tfds:").rstrip("/")
-  folder, _, file = first.rpartition("/")
-  stem = re.sub(r"\.\w+$", "", file)
-  if re.search(r"[*?{\[]", stem):
-    stem = folder.rpartition("/")[2]
-  return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or config.data.source
+  """What results call the held-out data; see `evals.results`."""
+  return results.held_out_name(config.data.source, config.data.test)
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

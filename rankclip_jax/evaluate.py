@@ -295,7 +295,7 @@ def save(
       pretrained=workdir.resolve().name,
       extras={**r.extras, "objective": config.objective.name, "step": step},
     )
-  path = directory / f"{configs.held_out_name(config)}_embeddings.npz"
+  path = results.embeddings_path(directory, configs.held_out_name(config))
   temporary = path.with_suffix(".tmp.npz")
   np.savez_compressed(temporary, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
   temporary.replace(path)
