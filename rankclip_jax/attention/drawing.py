@@ -22,15 +22,16 @@ _WIDTH = 2 * panel.MARGIN + _NAMES + _COLUMNS * TILE + (_COLUMNS - 1) * _GAP
 # Perceptually uniform, and dark where there is nothing.
 _COLOURS = matplotlib.colormaps["inferno"]
 _OPACITY = 0.7
-_BAR = (220, 14)
+_BAR = (200, 20)
 _TITLE, _TEXT, _NOTE = Style(30, bold=True), Style(24, bold=True), Style(17)
 _MODEL, _METHOD = Style(19, bold=True), Style(14)
 _LABEL, _VALUES = Style(18, bold=True), Style(15)
-_HOW = (
-  "Brighter: the likeness to the text below rests more on this part of the picture. "
-  "Numbers: its cosine,",
-  "and how much of the caption's likeness rests on the word. Each map has its own scale:",
+_HOW = "Brighter: the likeness of picture and text rests more on this part."
+_NUMBERS = (
+  "Numbers: the cosine of picture and text; then the word's share in the likeness of the "
+  "caption."
 )
+_SCALE = "Each map has its own scale, over white and black:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,27 +89,34 @@ def overlay(picture: np.ndarray, relevance: np.ndarray) -> np.ndarray:
   scaled = Image.fromarray(np.float32(relevance / largest if largest > 0 else relevance))
   side = len(picture)
   strength = np.asarray(scaled.resize((side, side), Image.Resampling.BILINEAR))
-  grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None] / 255
+  return _coloured(np.asarray(Image.fromarray(picture).convert("L")), strength)
+
+
+def _coloured(grey: np.ndarray, strength: np.ndarray) -> np.ndarray:
+  """Strengths from 0 to 1 over greys from 0 to 255, both [height, width]."""
   colours = _COLOURS(np.clip(strength, 0, 1))[..., :3]
-  mixed = (1 - _OPACITY) * grey + _OPACITY * colours
+  mixed = (1 - _OPACITY) * grey[..., None] / 255 + _OPACITY * colours
   return (255 * mixed + 0.5).astype(np.uint8)
 
 
 def _header(name: str) -> Image.Image:
-  out = Image.new("RGB", (_WIDTH, panel.MARGIN + 130), panel.PAPER)
+  out = Image.new("RGB", (_WIDTH, panel.MARGIN + 136), panel.PAPER)
   title = lettering.fitting(name, _TITLE, _WIDTH - 2 * panel.MARGIN, lettering.middle)
   lettering.write(out, (panel.MARGIN, panel.MARGIN), title, _TITLE, panel.INK)
-  for i, line in enumerate(_HOW):
-    place = (panel.MARGIN, panel.MARGIN + 48 + 25 * i)
-    lettering.write(out, place, line, _NOTE, panel.SOFT)
-  left = panel.MARGIN + round(lettering.width(_HOW[-1], _NOTE)) + 16
-  top = panel.MARGIN + 48 + 25
-  lettering.write(out, (left, top), "0", _NOTE, panel.SOFT)
-  left += 20
-  ramp = np.broadcast_to(np.linspace(0, 1, _BAR[0]), _BAR[::-1])
-  bar = Image.fromarray(np.uint8(255 * _COLOURS(ramp)[..., :3]))
-  out.paste(bar, (left, top + 5))
-  lettering.write(out, (left + _BAR[0] + 8, top), "its largest value", _NOTE, panel.SOFT)
+  first, second = panel.MARGIN + 48, panel.MARGIN + 75
+  lettering.write(out, (panel.MARGIN, second), _NUMBERS, _NOTE, panel.SOFT)
+  width, height = _BAR
+  bar = np.broadcast_to(np.linspace(0, 1, width), (height, width))
+  grey = np.where(np.arange(height) < height // 2, 255, 0)[:, None]
+  drawn = Image.fromarray(_coloured(np.broadcast_to(grey, bar.shape), bar))
+  left = panel.MARGIN
+  for piece in (_HOW, _SCALE, "0", drawn, "its largest value"):
+    if isinstance(piece, str):
+      lettering.write(out, (left, first), piece, _NOTE, panel.SOFT)
+      left += round(lettering.width(piece, _NOTE)) + 12
+    else:
+      out.paste(piece, (left, first + 1))
+      left += width + 12
   return out
 
 
@@ -150,11 +158,10 @@ def _draw_name(out: Image.Image, row: Row) -> None:
     top += 26
   notes = list(row.method)
   if row.left_out:
-    some = ", ".join(row.left_out)
-    notes += [f"too long; {len(row.left_out)} left out:", some]
+    said = f"too long; left out: {' '.join(row.left_out)}"
+    notes += lettering.wrapped(said, _METHOD, _NAMES - _GAP, 3)
   for note in notes:
-    line = lettering.fitting(note, _METHOD, _NAMES - _GAP, lettering.start)
-    lettering.write(out, (panel.MARGIN, top), line, _METHOD, panel.SOFT)
+    lettering.write(out, (panel.MARGIN, top), note, _METHOD, panel.SOFT)
     top += 20
 
 

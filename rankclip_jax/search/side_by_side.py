@@ -10,7 +10,7 @@ from rankclip_jax.search.lettering import Style
 
 _COLUMNS = 10
 _TILE = 152  # pixels
-_GAP = 16
+_GAP = 20
 _NAMES = 220  # width of the column of names
 _CAPTION = 54  # height of the two lines beneath a tile
 _BETWEEN = 28  # models
@@ -34,7 +34,8 @@ def draw(
   common = shared(lines)
   count = len(lines[0].hits)
   note = panel.counted(count, among)
-  note += f"; a frame marks the {len(common)} that all {len(lines)} models have found"
+  every = "both" if len(lines) == 2 else f"all {len(lines)}"
+  note += f"; a frame marks the {len(common)} that {every} models have found"
   header = panel.title(query, note, _WIDTH)
   rows = -(-min(count, panel.MOST) // _COLUMNS)
   step = rows * (_TILE + _CAPTION) + _BETWEEN
