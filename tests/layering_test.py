@@ -34,7 +34,7 @@ ALLOWED = {
   "inference": {"data", "inputs", "interop", "models", "sharding", "start"},
   "search": {"config", "data", "inference", "interop", "search", "start"},
   "attention": {
-    "attention", "config", "data", "inference", "interop", "models", "search",
+    "attention", "config", "data", "inference", "interop", "models", "search", "start",
   },
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
