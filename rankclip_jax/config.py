@@ -199,11 +199,25 @@ class EmbedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-  """mode=search: the pictures that are nearest to a text or a picture."""
+  """mode=search: the pictures that are nearest to texts or pictures."""
 
-  query: str = free("")  # a text, or the path of a picture
+  query: str = free("")  # a text, or the path of a picture; several between "::"
+  queries: str = free("")  # a file of more of them, one a line
   embeddings: str = free("")  # what mode=embed wrote; "" is where it writes by default
   top: int = free(10)
+  # Workdirs or exports to lay beside this model, separated by commas; each with its own
+  # embeddings.npz in it, of the same pictures.
+  compare: str = free("")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """mode=attention: where in pictures a model finds captions and their words."""
+
+  images: str = free("")  # pictures or folders of them, separated by commas
+  captions: str = free("")  # several between "::"
+  prompt: str = free("{}")  # the text that stands for a word alone
+  compare: str = free("")  # more workdirs or exports, separated by commas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +244,9 @@ class DistributedConfig:
 class Config:
   """One run."""
 
-  mode: Literal["train", "eval", "merge", "report", "embed", "search", "export"] = free(
-    "train"
-  )
+  mode: Literal[
+    "train", "eval", "merge", "report", "embed", "search", "attention", "export"
+  ] = free("train")
   seed: int = 0
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
@@ -247,6 +261,7 @@ class Config:
   report: ReportConfig = ReportConfig()
   embed: EmbedConfig = EmbedConfig()
   search: SearchConfig = SearchConfig()
+  attention: AttentionConfig = AttentionConfig()
   export: ExportConfig = ExportConfig()
   distributed: DistributedConfig = DistributedConfig()
 
@@ -296,6 +311,8 @@ class Config:
       ("eval.shard", self.eval.shard, 0 <= self.eval.shard < self.eval.num_shards,
        f"from 0 to {self.eval.num_shards - 1} (eval.num_shards - 1)"),
       ("search.top", self.search.top, self.search.top >= 1, "at least 1"),
+      ("attention.prompt", self.attention.prompt,
+       self.attention.prompt.count("{}") == 1, "a text with one {} for the word"),
       ("objective.top_k", self.objective.top_k,
        self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),
       ("objective.anchor_stride", self.objective.anchor_stride,

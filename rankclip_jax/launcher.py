@@ -9,7 +9,7 @@ import traceback
 import absl.logging
 import jax
 
-from rankclip_jax import evaluate, export, report, search, suite, train
+from rankclip_jax import attention, evaluate, export, report, search, suite, train
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.evals import results
 
@@ -20,6 +20,7 @@ EXIT_STOPPED = 75
 _TOOLS = {
   "embed": search.embed,
   "search": search.search,
+  "attention": attention.run,
   "export": export.run,
   "merge": suite.merge,
 }

@@ -32,7 +32,10 @@ ALLOWED = {
   },
   "inputs": set(),
   "inference": {"data", "inputs", "interop", "models", "sharding", "start"},
-  "search": {"config", "data", "inference", "progress", "search", "start"},
+  "search": {"config", "data", "inference", "interop", "search", "start"},
+  "attention": {
+    "attention", "config", "data", "inference", "interop", "models", "search", "start",
+  },
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "together",
@@ -47,7 +50,8 @@ ALLOWED = {
     "config", "data", "evals", "inference", "probes", "start", "suite", "together",
   },
   "launcher": {
-    "config", "evals", "evaluate", "export", "report", "search", "suite", "train",
+    "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",
+    "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.
