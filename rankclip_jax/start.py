@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -156,21 +157,20 @@ def at(place: pathlib.Path, which: str, cfg: Config, *, own: bool) -> Weights:
 def check_name(cfg: Config, weights: Weights) -> None:
   """Refuses weights of another architecture than `model.name`; "loaded" is any.
 
+  Pictures and captions may have other sizes.
+
   Raises:
     ValueError: naming what differs.
   """
   if cfg.model.name == "loaded":
     return
-  size = weights.size
-  named = sizes.named(
+  _check_same(
+    weights.size,
+    sizes.named(cfg.model.name),
     cfg.model.name,
-    image_size=size.image_size,
-    context_length=size.context_length,
-    activation=size.activation,
-    dtype=size.dtype,
-    remat=size.remat,
+    weights.source,
+    but=("vision.image_size", "text.context_length", "activation", "dtype", "remat"),
   )
-  _check_same(size, named, cfg.model.name, weights.source)
 
 
 def from_weights(
@@ -223,14 +223,19 @@ def _say_how_pictures_are_resized(weights: Weights) -> None:
 
 
 def _check_same(
-  loaded: sizes.TwoTowerSize, named: sizes.TwoTowerSize, name: str, source: str
+  loaded: sizes.TwoTowerSize,
+  named: sizes.TwoTowerSize,
+  name: str,
+  source: str,
+  but: Sequence[str] = (),
 ) -> None:
   ours, theirs = (_flat(dataclasses.asdict(s)) for s in (named, loaded))
   # What the loaded model's pictures were normalised by goes with its weights.
+  but = ("mean", "std", *but)
   wrong = [
     f"{key}: {theirs.get(key)} loaded, {ours.get(key)} in {name}"
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and key not in ("mean", "std")
+    if ours.get(key) != theirs.get(key) and key not in but
   ]
   if wrong:
     raise ValueError(
