@@ -62,9 +62,3 @@ def test_probes_of_a_data_set_stay_in_one_job(cfg):
     ["linear_probe", "few_shot_probe"],
     ["zeroshot_retrieval", "geometry"],
   ]
-
-
-@pytest.mark.parametrize("shots", [(0,), (2, 2)])
-def test_shots_are_distinct_and_positive(cfg, shots):
-  with pytest.raises(ValueError, match="eval.few_shot must be distinct numbers"):
-    changed(cfg, few_shot=shots)
