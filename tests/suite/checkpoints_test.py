@@ -8,12 +8,12 @@ import shutil
 import signal
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from rankclip_jax import checkpoint, config, launcher, suite
 from rankclip_jax.evals import results
 from rankclip_jax.suite import checkpoints as suite_checkpoints
 from rankclip_jax.suite import measuring
+from tests.metrics_test import scalars
 from tests.suite.runs import STEPS, changed, count_calls, of_training, written
 
 TASK = "zeroshot_classification"
@@ -55,14 +55,7 @@ def test_all_checkpoints_are_measured_and_the_newest_is_the_workdirs(
 
 def test_tensorboard_has_every_step(cfg, trained):
   suite.run(of_training(cfg, datasets="stl10", checkpoint="all"), trained)
-  points = {}
-  for path in (trained / "tensorboard" / "eval_0_of_1").iterdir():
-    data, at = path.read_bytes(), 0
-    while at < len(data):  # TFRecord: length, its checksum, the event, its checksum
-      length = int.from_bytes(data[at : at + 8], "little")
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-      at += 16 + length
-      points |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+  points = scalars(trained / "tensorboard" / "eval_0_of_1")
   for step in STEPS:
     metrics = written(trained, f"step_{step}")["stl10", TASK]["metrics"]
     assert points[f"eval/stl10/{TASK}/acc5", step] == pytest.approx(metrics["acc5"])
