@@ -77,11 +77,15 @@ def load(chosen: Chosen, cfg: Config, workdir: pathlib.Path) -> Weights | None:
     own = chosen.place == workdir
     try:
       weights = start.at(chosen.place, which, cfg, own=own)
-    except Exception:  # of Orbax, for files that vanish while it reads, of many kinds
+    except Exception as error:  # Orbax raises many kinds, also for files that vanish
       several = cfg.eval.checkpoint in SEVERAL
       if several and chosen.step not in checkpoint.steps_of(chosen.place):
         return None
-      raise
+      if chosen.step is None or isinstance(error, MemoryError):
+        raise
+      raise ValueError(
+        f"Checkpoint {chosen.step} of {chosen.place} cannot be used: {error}"
+      ) from error
     start.check_name(cfg, weights)
     return weights
 

@@ -57,9 +57,14 @@ def steps(workdir: pathlib.Path) -> list[int]:
   return sorted(int(name) for name in names if name.isdecimal())
 
 
+def note_begun(workdir: pathlib.Path, shard: str) -> None:
+  """Takes back that a job (`i_of_n`) has ended, which it may have with other weights."""
+  _note(workdir, shard).unlink(missing_ok=True)
+
+
 def note_skipped(workdir: pathlib.Path, shard: str, skipped: Sequence[Skip]) -> None:
   """Writes down what a job (`i_of_n`) left out; an empty list says that nothing was."""
-  path = workdir / RESULTS / _SKIPPED / f"{shard}.json"
+  path = _note(workdir, shard)
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [dataclasses.asdict(skip) for skip in skipped]
   results.write_text(path, json.dumps(lines, indent=2) + "\n")
@@ -71,14 +76,17 @@ def skipped(workdir: pathlib.Path, num_shards: int) -> list[Skip]:
   Raises:
     ValueError: naming jobs that have not ended.
   """
-  folder = workdir / RESULTS / _SKIPPED
-  paths = [folder / f"{shard}_of_{num_shards}.json" for shard in range(num_shards)]
+  paths = [_note(workdir, f"{shard}_of_{num_shards}") for shard in range(num_shards)]
   if missing := [shard for shard, path in enumerate(paths) if not path.is_file()]:
     raise ValueError(
       f"Jobs {missing} of {num_shards} have not ended in {workdir}; run each with "
       f"--config.eval.shard=i --config.eval.num_shards={num_shards}, then merge."
     )
   return [Skip(**x) for path in paths for x in json.loads(path.read_text())]
+
+
+def _note(workdir: pathlib.Path, shard: str) -> pathlib.Path:
+  return workdir / RESULTS / _SKIPPED / f"{shard}.json"
 
 
 def _names(cfg: Config) -> list[str]:

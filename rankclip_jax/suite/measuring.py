@@ -1,6 +1,5 @@
 """Every task on every data set: what is there, not done yet, and this job's."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -74,41 +73,56 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     ValueError: if there is no such model or data set, a data set has a defect, or another
       process does the same job.
   """
-  todo, shard = jobs.mine(cfg), f"{cfg.eval.shard}_of_{cfg.eval.num_shards}"
-  skipped: dict[tuple[str, tasks.Name], jobs.Skip] = {}
-  with StopSignal(_STOPPING) as stop, contextlib.ExitStack() as stack:
-    stack.enter_context(
-      lock.held(
-        workdir / jobs.RESULTS / "locks" / f"{shard}.json",
-        f"Job {cfg.eval.shard} of {cfg.eval.num_shards} on {workdir}",
-        "wait for it or stop it, or let both share the tasks by --config.eval.shard and "
-        "--config.eval.num_shards.",
-      )
-    )
-    board = stack.enter_context(metrics.Board(workdir / metrics.BOARD / f"eval_{shard}"))
-    try:
-      for chosen in checkpoints.chosen(cfg, workdir, stop):
-        weights = checkpoints.load(chosen, cfg, workdir)
-        if weights is None:
-          continue
-        model = Model(weights, batch_size=cfg.eval.batch_size)
-        log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
-        setting = _setting(model, cfg, workdir)
-        job = _Job(cfg, workdir, setting, chosen, board)
-        for dataset, task in todo:
-          stop.check()
-          skipped.pop((dataset, task), None)
-          try:
-            _measure(job, dataset, task)
-          except NotPrepared as missing:
-            skipped[dataset, task] = jobs.Skip(dataset, task, missing.todo)
-            log.warning("%s of %s is skipped: %s", task, dataset, missing.todo)
-    except Stopped:
-      log.warning("Stopped by a signal; the same command goes on.")
-      return False
-    note = lambda: jobs.note_skipped(workdir, shard, list(skipped.values()))
-    together(lambda: note() if jax.process_index() == 0 else None)
+  shard = f"{cfg.eval.shard}_of_{cfg.eval.num_shards}"
+  locked = lock.held(
+    workdir / jobs.RESULTS / "locks" / f"{shard}.json",
+    f"Job {cfg.eval.shard} of {cfg.eval.num_shards} on {workdir}",
+    "wait for it or stop it, or let both share the tasks by --config.eval.shard and "
+    "--config.eval.num_shards.",
+  )
+  board = metrics.Board(workdir / metrics.BOARD / f"eval_{shard}")
+  try:
+    with StopSignal(_STOPPING) as stop, locked, board:
+      _alone(lambda: jobs.note_begun(workdir, shard))
+      skipped = _all(cfg, workdir, stop, board)
+      _alone(lambda: jobs.note_skipped(workdir, shard, skipped))
+  except Stopped:
+    log.warning("Stopped by a signal; the same command goes on.")
+    return False
   return True
+
+
+def _alone(work: Callable[[], None]) -> None:
+  """Work of process 0; if it fails there, all fail."""
+  together(lambda: work() if jax.process_index() == 0 else None)
+
+
+def _all(
+  cfg: Config, workdir: pathlib.Path, stop: StopSignal, board: metrics.Board
+) -> list[jobs.Skip]:
+  """Does this job's tasks on every checkpoint; returns what was skipped of the last.
+
+  Raises:
+    Stopped: between tasks, or while it waits.
+  """
+  todo = jobs.mine(cfg)
+  skipped: dict[tuple[str, tasks.Name], jobs.Skip] = {}
+  for chosen in checkpoints.chosen(cfg, workdir, stop):
+    weights = checkpoints.load(chosen, cfg, workdir)
+    if weights is None:
+      continue
+    skipped.clear()
+    model = Model(weights, batch_size=cfg.eval.batch_size)
+    log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
+    job = _Job(cfg, workdir, _setting(model, cfg, workdir), chosen, board)
+    for dataset, task in todo:
+      stop.check()
+      try:
+        _measure(job, dataset, task)
+      except NotPrepared as missing:
+        skipped[dataset, task] = jobs.Skip(dataset, task, missing.todo)
+        log.warning("%s of %s is skipped: %s", task, dataset, missing.todo)
+  return list(skipped.values())
 
 
 def _setting(model: Model, cfg: Config, workdir: pathlib.Path) -> Setting:
@@ -147,16 +161,16 @@ def _measure(job: _Job, dataset: str, task: tasks.Name) -> None:
     log.info("%s of %s is done already.", task, dataset)
   else:
     found = _TASKS[task](job.setting, test)
-    together(lambda: _write(job, test, task, key, found, own))
+    _alone(lambda: _write(job, test, task, key, found, own))
     values = [(metric, x) for metric, x in found.metrics.items() if x is not None]
     shown = " ".join(f"{metric} {x:.4f}" for metric, x in values)
     log.info("%s of %s: %s", task, name, shown)
 
   def publish() -> None:
-    if jax.process_index() == 0 and job.chosen.newest and not done(main):
+    if job.chosen.newest and not done(main):
       written.publish(own, main, name, task)
 
-  together(publish)
+  _alone(publish)
 
 
 def _write(
@@ -168,8 +182,6 @@ def _write(
   directory: pathlib.Path,
 ) -> None:
   """Writes what process 0 found, which is what all did."""
-  if jax.process_index() != 0:
-    return
   name, step = test.benchmark.name, job.chosen.step
   if step is not None:  # before the JSON, which says that the task is done
     scalars = {f"eval/{name}/{task}/{metric}": x for metric, x in found.metrics.items()}

@@ -12,7 +12,7 @@ import pytest
 from rankclip_jax import checkpoint, config, launcher, suite
 from rankclip_jax.evals import results
 from rankclip_jax.suite import checkpoints as suite_checkpoints
-from rankclip_jax.suite import measuring
+from rankclip_jax.suite import jobs, measuring
 from tests.metrics_test import scalars
 from tests.suite.runs import STEPS, changed, count_calls, of_training, written
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_passed_over(
 def test_a_damaged_checkpoint_is_an_error(cfg, trained):
   for path in (trained / checkpoint.DIRECTORY / "10" / "facts").iterdir():
     path.write_text("{")
-  with pytest.raises(Exception, match=r"(?s).+"):
+  with pytest.raises(ValueError, match="Checkpoint 10 of .*run cannot be used: "):
     suite.run(of_training(cfg, datasets="stl10", checkpoint="all"), trained)
   assert written(trained, "step_5")
 
@@ -156,6 +156,7 @@ def test_a_signal_ends_a_job_after_its_task_and_the_same_command_goes_on(
   cfg, tmp_path, monkeypatch, number
 ):
   cfg = changed(cfg, datasets="stl10,flickr30k")
+  jobs.note_skipped(tmp_path, "0_of_1", [])  # by an earlier one, of other weights
   work = measuring._TASKS[TASK]
 
   def preempted(*args):

@@ -68,7 +68,7 @@ def checkpoints(tmp_path_factory):
   saved = checkpoint.Checkpoints(workdir, keep_last=len(STEPS))
   first = drawn()
   for step in STEPS:
-    # Nothing but the parameters is read here; not by a factor, which normalisation undoes.
+    # Nothing else is read here; a factor would be undone by normalisation.
     params = jax.tree.map(lambda x, step=step: jnp.asarray(x + step / 100), first)
     unused = {"nothing": jnp.zeros(1)}
     now = state.TrainState(jnp.int32(step), params, unused, jax.random.PRNGKey(0))
