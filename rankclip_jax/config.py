@@ -24,6 +24,9 @@ from rankclip_jax.evals import results
 # resumes it: they change where and how often, not what is computed.
 _FREE = {"resume": "free"}
 
+SEVERAL = ("all", "follow")
+"""Values of `eval.checkpoint` that mean more than one."""
+
 
 def free(default: Any) -> Any:
   """A field that a resumed run may change."""
@@ -157,10 +160,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """When to evaluate; `checkpoint` ("latest", "best" or a step) is for mode=eval."""
+  """When to evaluate, and what mode=eval measures."""
 
   every_epochs: int = free(10)  # and at the end; 0 is only at the end
   batch_size: int = free(256)  # global; rounded up to the devices
+  # "latest", "best" or a step; with `datasets` also "all" or "follow", every checkpoint
+  # that there is, or that a running training makes.
   checkpoint: str = free("latest")
   # For mode=eval. The field's data sets by CLIP_benchmark's names, separated by commas,
   # "all", or folders; "" is what the run held out.
@@ -169,7 +174,12 @@ class EvalConfig:
   names: str = free("")  # a file of class names in place of the known ones
   templates: str = free("")  # a file of prompts in place of the known ones
   probe: Literal["none", "released", "sweep"] = free("none")  # linear probes, and how
-  # This job does every num_shards-th task; mode=merge joins what they did.
+  few_shot: tuple[int, ...] = free(
+    ()
+  )  # probes of so many examples a class, such as 1,4,16
+  few_shot_seeds: int = free(3)  # draws of them
+  predictions: bool = free(False)  # write what each example was taken for
+  # This job does every num_shards-th part of the tasks; mode=merge joins what they did.
   shard: int = free(0)
   num_shards: int = free(1)
 
@@ -281,6 +291,7 @@ class Config:
     _at_least(1, "log.every_steps", self.log.every_steps)
     _at_least(1, "eval.batch_size", self.eval.batch_size)
     _at_least(1, "eval.num_shards", self.eval.num_shards)
+    _at_least(1, "eval.few_shot_seeds", self.eval.few_shot_seeds)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
     low, high = self.data.crop_scale
     if not 0 < low <= high <= 1:
@@ -310,6 +321,10 @@ class Config:
        0 < self.optim.layer_decay <= 1, "in (0, 1]; 1 is off"),
       ("eval.shard", self.eval.shard, 0 <= self.eval.shard < self.eval.num_shards,
        f"from 0 to {self.eval.num_shards - 1} (eval.num_shards - 1)"),
+      ("eval.few_shot", self.eval.few_shot,
+       all(k >= 1 for k in self.eval.few_shot)
+       and len(set(self.eval.few_shot)) == len(self.eval.few_shot),
+       "distinct numbers of at least 1, such as 1,2,4,8,16"),
       ("search.top", self.search.top, self.search.top >= 1, "at least 1"),
       ("attention.prompt", self.attention.prompt,
        self.attention.prompt.count("{}") == 1, "a text with one {} for the word"),
@@ -334,14 +349,7 @@ class Config:
       raise ValueError(
         f"optim.warmup_fraction must lie in [0, 1), got {self.optim.warmup_fraction}."
       )
-    if (
-      self.eval.checkpoint not in ("latest", "best")
-      and not self.eval.checkpoint.isdecimal()
-    ):
-      raise ValueError(
-        'eval.checkpoint must be "latest", "best" or a step, got '
-        f"{self.eval.checkpoint!r}."
-      )
+    self._check_checkpoint()
     given = (self.distributed.coordinator, self.distributed.num_processes)
     if self.distributed.mode == "explicit" and None in (
       *given,
@@ -355,6 +363,25 @@ class Config:
       raise ValueError(
         "distributed.coordinator and num_processes are read only with "
         f'distributed.mode="explicit", got mode={self.distributed.mode!r}.'
+      )
+
+  def _check_checkpoint(self) -> None:
+    which = self.eval.checkpoint
+    if which not in ("latest", "best", *SEVERAL) and not which.isdecimal():
+      raise ValueError(
+        'eval.checkpoint must be "latest", "best", a step, "all" or "follow", got '
+        f"{which!r}."
+      )
+    if which in SEVERAL and self.mode == "eval" and not self.eval.datasets:
+      raise ValueError(
+        f'eval.checkpoint="{which}" needs eval.datasets. Training measures what it held '
+        "out itself, every eval.every_epochs; of the built-in data that is "
+        "--config.eval.datasets=openmoji."
+      )
+    if which in SEVERAL and self.mode in ("embed", "search", "export"):
+      raise ValueError(
+        f'config.mode="{self.mode}" uses one checkpoint, got eval.checkpoint="{which}"; '
+        'give "latest", "best" or a step.'
       )
 
 

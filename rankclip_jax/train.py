@@ -9,8 +9,6 @@ import json
 import logging
 import math
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +29,7 @@ from rankclip_jax.models import two_tower
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
 from rankclip_jax.step import compile_step
+from rankclip_jax.stopping import StopSignal
 from rankclip_jax.together import check_same, together
 
 # With several processes, how often they agree on whether to stop or to save by the clock.
@@ -41,30 +40,6 @@ log = logging.getLogger(__name__)
 
 class NonFiniteError(ArithmeticError):
   """A loss or a gradient became infinite or NaN."""
-
-
-class StopSignal:
-  """SIGTERM and SIGINT, remembered until the loop asks. Use as a context."""
-
-  def __init__(self):
-    self.received = False
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> "StopSignal":
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._remember)
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _remember(self, number, frame) -> None:
-    del frame
-    if self.received and number == signal.SIGINT:
-      raise KeyboardInterrupt  # a second Ctrl-C means now
-    self.received = True
 
 
 class Pending:
@@ -180,6 +155,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
       writer = metrics.MetricsLog(workdir, step=int(now.step))
       stack.enter_context(contextlib.closing(writer))
+      if int(now.step) < p.num_steps:
+        checkpoint.unmark_complete(workdir)
     so_far = restored.facts.get("examples") if restored else None
     return _loop(cfg, workdir, p, facts, so_far, now, saved, writer, stop)
 
@@ -278,6 +255,7 @@ def _loop(
   saved.wait()
   if evaluation and main_process:
     evaluate.save(evaluation, workdir, cfg, p.num_steps)
+    checkpoint.mark_complete(workdir, p.num_steps)
   return True
 
 

@@ -44,10 +44,12 @@ ALLOWED = {
   "together": set(),
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
-    "models", "plan", "progress", "start", "state", "step", "together",
+    "models", "plan", "progress", "start", "state", "step", "stopping", "together",
   },
+  "stopping": {"together"},
   "suite": {
-    "config", "data", "evals", "inference", "probes", "start", "suite", "together",
+    "checkpoint", "config", "data", "evals", "inference", "interop", "metrics", "probes",
+    "start", "stopping", "suite", "together",
   },
   "launcher": {
     "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",
