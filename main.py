@@ -29,3 +29,5 @@ if __name__ == "__main__":
     app.run(main)
   except (ValueError, OSError, train.NonFiniteError) as error:
     sys.exit(f"Error: {error}")
+  except KeyboardInterrupt:  # a second Ctrl-C, or one before anything could be saved
+    sys.exit(130)

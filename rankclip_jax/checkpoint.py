@@ -28,6 +28,7 @@ from rankclip_jax.state import TrainState, fingerprint
 
 DIRECTORY = "checkpoints"
 ASIDE = "checkpoints_corrupt"
+COMPLETE = "training_complete.json"
 
 _T = TypeVar("_T")
 
@@ -272,6 +273,35 @@ class Checkpoints:
       (self._workdir / DIRECTORY / str(step)).rename(aside / f"{step}.{taken}")
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"set aside {step}")
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints of a workdir, ascending, by a glance at its folder.
+
+  Orbax gives a checkpoint its name when it is complete.
+  """
+  try:
+    names = [path.name for path in (workdir / DIRECTORY).iterdir()]
+  except FileNotFoundError:
+    return []
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def mark_complete(workdir: pathlib.Path, step: int) -> None:
+  """Notes that training has ended at `step`, and no checkpoint will follow."""
+  temporary = workdir / f"{COMPLETE}.tmp"
+  temporary.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+  temporary.replace(workdir / COMPLETE)
+
+
+def unmark_complete(workdir: pathlib.Path) -> None:
+  """Takes that back where a longer training begins."""
+  (workdir / COMPLETE).unlink(missing_ok=True)
+
+
+def is_complete(workdir: pathlib.Path) -> bool:
+  """Whether training has ended here."""
+  return (workdir / COMPLETE).is_file()
 
 
 def of_run(workdir: pathlib.Path) -> Checkpoints:

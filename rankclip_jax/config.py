@@ -18,9 +18,14 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
+from rankclip_jax.evals import results
+
 # Fields with this in their metadata may differ between a checkpoint and the run that
 # resumes it: they change where and how often, not what is computed.
 _FREE = {"resume": "free"}
+
+SEVERAL = ("all", "follow")
+"""Values of `eval.checkpoint` that mean more than one."""
 
 
 def free(default: Any) -> Any:
@@ -159,10 +164,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """When to evaluate; `checkpoint` ("latest", "best" or a step) is for mode=eval."""
+  """When to evaluate, and what mode=eval measures."""
 
   every_epochs: int = free(10)  # and at the end; 0 is only at the end
   batch_size: int = free(256)  # global; rounded up to the devices
+  # "latest", "best" or a step; with `datasets` also "all" or "follow", every checkpoint
+  # that there is, or that a running training makes.
   checkpoint: str = free("latest")
   # For mode=eval. The field's data sets by CLIP_benchmark's names, separated by commas,
   # "all", or folders; "" is what the run held out.
@@ -171,7 +178,12 @@ class EvalConfig:
   names: str = free("")  # a file of class names in place of the known ones
   templates: str = free("")  # a file of prompts in place of the known ones
   probe: Literal["none", "released", "sweep"] = free("none")  # linear probes, and how
-  # This job does every num_shards-th task; mode=merge joins what they did.
+  few_shot: tuple[int, ...] = free(
+    ()
+  )  # probes of so many examples a class, such as 1,4,16
+  few_shot_seeds: int = free(3)  # draws of them
+  predictions: bool = free(False)  # write what each example was taken for
+  # This job does every num_shards-th part of the tasks; mode=merge joins what they did.
   shard: int = free(0)
   num_shards: int = free(1)
 
@@ -201,11 +213,25 @@ class EmbedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-  """mode=search: the pictures that are nearest to a text or a picture."""
+  """mode=search: the pictures that are nearest to texts or pictures."""
 
-  query: str = free("")  # a text, or the path of a picture
+  query: str = free("")  # a text, or the path of a picture; several between "::"
+  queries: str = free("")  # a file of more of them, one a line
   embeddings: str = free("")  # what mode=embed wrote; "" is where it writes by default
   top: int = free(10)
+  # Workdirs or exports to lay beside this model, separated by commas; each with its own
+  # embeddings.npz in it, of the same pictures.
+  compare: str = free("")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """mode=attention: where in pictures a model finds captions and their words."""
+
+  images: str = free("")  # pictures or folders of them, separated by commas
+  captions: str = free("")  # several between "::"
+  prompt: str = free("{}")  # the text that stands for a word alone
+  compare: str = free("")  # more workdirs or exports, separated by commas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +258,9 @@ class DistributedConfig:
 class Config:
   """One run."""
 
-  mode: Literal["train", "eval", "merge", "report", "embed", "search", "export"] = free(
-    "train"
-  )
+  mode: Literal[
+    "train", "eval", "merge", "report", "embed", "search", "attention", "export"
+  ] = free("train")
   seed: int = 0
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
@@ -249,6 +275,7 @@ class Config:
   report: ReportConfig = ReportConfig()
   embed: EmbedConfig = EmbedConfig()
   search: SearchConfig = SearchConfig()
+  attention: AttentionConfig = AttentionConfig()
   export: ExportConfig = ExportConfig()
   distributed: DistributedConfig = DistributedConfig()
 
@@ -269,6 +296,7 @@ class Config:
     _at_least(1, "log.every_steps", self.log.every_steps)
     _at_least(1, "eval.batch_size", self.eval.batch_size)
     _at_least(1, "eval.num_shards", self.eval.num_shards)
+    _at_least(1, "eval.few_shot_seeds", self.eval.few_shot_seeds)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
     low, high = self.data.crop_scale
     if not 0 < low <= high <= 1:
@@ -303,7 +331,13 @@ class Config:
        0 < self.optim.layer_decay <= 1, "in (0, 1]; 1 is off"),
       ("eval.shard", self.eval.shard, 0 <= self.eval.shard < self.eval.num_shards,
        f"from 0 to {self.eval.num_shards - 1} (eval.num_shards - 1)"),
+      ("eval.few_shot", self.eval.few_shot,
+       all(k >= 1 for k in self.eval.few_shot)
+       and len(set(self.eval.few_shot)) == len(self.eval.few_shot),
+       "distinct numbers of at least 1, such as 1,2,4,8,16"),
       ("search.top", self.search.top, self.search.top >= 1, "at least 1"),
+      ("attention.prompt", self.attention.prompt,
+       self.attention.prompt.count("{}") == 1, "a text with one {} for the word"),
       ("objective.top_k", self.objective.top_k,
        self.objective.top_k is None or self.objective.top_k >= 1, "at least 1"),
       ("objective.anchor_stride", self.objective.anchor_stride,
@@ -325,14 +359,7 @@ class Config:
       raise ValueError(
         f"optim.warmup_fraction must lie in [0, 1), got {self.optim.warmup_fraction}."
       )
-    if (
-      self.eval.checkpoint not in ("latest", "best")
-      and not self.eval.checkpoint.isdecimal()
-    ):
-      raise ValueError(
-        'eval.checkpoint must be "latest", "best" or a step, got '
-        f"{self.eval.checkpoint!r}."
-      )
+    self._check_checkpoint()
     given = (self.distributed.coordinator, self.distributed.num_processes)
     if self.distributed.mode == "explicit" and None in (
       *given,
@@ -348,6 +375,25 @@ class Config:
         f'distributed.mode="explicit", got mode={self.distributed.mode!r}.'
       )
 
+  def _check_checkpoint(self) -> None:
+    which = self.eval.checkpoint
+    if which not in ("latest", "best", *SEVERAL) and not which.isdecimal():
+      raise ValueError(
+        'eval.checkpoint must be "latest", "best", a step, "all" or "follow", got '
+        f"{which!r}."
+      )
+    if which in SEVERAL and self.mode == "eval" and not self.eval.datasets:
+      raise ValueError(
+        f'eval.checkpoint="{which}" needs eval.datasets. Training measures what it held '
+        "out itself, every eval.every_epochs; of the built-in data that is "
+        "--config.eval.datasets=openmoji."
+      )
+    if which in SEVERAL and self.mode in ("embed", "search", "export"):
+      raise ValueError(
+        f'config.mode="{self.mode}" uses one checkpoint, got eval.checkpoint="{which}"; '
+        'give "latest", "best" or a step.'
+      )
+
 
 def best_metric(config: Config) -> str:
   """The name of the number by which checkpoints are compared."""
@@ -356,15 +402,8 @@ def best_metric(config: Config) -> str:
 
 
 def held_out_name(config: Config) -> str:
-  """What results call the held-out data: its file, or the folder of several."""
-  if config.data.source == "openmoji":
-    return config.data.source
-  first = config.data.test.split("::")[0].removeprefix("tfds:").rstrip("/")
-  folder, _, file = first.rpartition("/")
-  stem = re.sub(r"\.\w+$", "", file)
-  if re.search(r"[*?{\[]", stem):
-    stem = folder.rpartition("/")[2]
-  return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or config.data.source
+  """What results call the held-out data; see `evals.results`."""
+  return results.held_out_name(config.data.source, config.data.test)
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

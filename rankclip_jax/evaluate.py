@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from rankclip_jax import checkpoint, plan, sharding
 from rankclip_jax import config as configs
 from rankclip_jax.config import Config
-from rankclip_jax.data import decoding, openmoji_labels, pipeline, transforms
+from rankclip_jax.data import bars, decoding, openmoji_labels, pipeline, transforms
 from rankclip_jax.data.rows import check_captions
 from rankclip_jax.data.source import Example, Source
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
 from rankclip_jax.models import sizes, two_tower
+from rankclip_jax.together import together
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +111,16 @@ class Evaluator:
       BadExample: for the first that cannot be used.
     """
     count = len(self._set.source)
+    shown = jax.process_index() == 0
     began = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      found = list(pool.map(self._described, range(count)))
+    with (
+      concurrent.futures.ThreadPoolExecutor() as pool,
+      bars.bar("reading what is held out", count, shown=shown) as show,
+    ):
+      found = []
+      for example in pool.map(self._described, range(count)):
+        found.append(example)
+        show(1)
     seconds = time.perf_counter() - began
     log.info("Held out: %d pictures, all readable (%.1f s).", count, seconds)
     return found
@@ -166,12 +174,15 @@ class Evaluator:
     def load(index: int) -> np.ndarray:
       return transforms.resize_center_crop(picture(index), self._image_size)
 
-    return self._embed(self._encode_image, params, count, load)
+    blank = np.zeros((self._image_size, self._image_size, 3), np.uint8)
+    return self._embed(self._encode_image, params, count, load, blank)
 
   def embed_texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings [texts, dim] of captions, in their order."""
     tokens = self._tokenizer(texts)
-    return self._embed(self._encode_text, params, len(texts), tokens.__getitem__)
+    blank = np.zeros(self._tokenizer.context_length, np.int32)
+    encode, load = self._encode_text, tokens.__getitem__
+    return self._embed(encode, params, len(texts), load, blank)
 
   def _described(self, index: int) -> Example:
     """An example with a thumbnail in its picture's place."""
@@ -206,13 +217,32 @@ class Evaluator:
     return found
 
   def _embed(
-    self, encode: Callable, params: Any, count: int, load: Callable[[int], np.ndarray]
+    self,
+    encode: Callable,
+    params: Any,
+    count: int,
+    load: Callable[[int], np.ndarray],
+    blank: np.ndarray,
   ) -> np.ndarray:
+    """A process that fails to load goes on with `blank` until all can stop together."""
     out, times = None, np.zeros(count, np.int64)
+    failures: list[Exception] = []
+
+    def loaded(index: int) -> np.ndarray:
+      try:
+        return blank if failures else load(index)
+      except Exception as error:
+        failures.append(error)
+        return blank
+
+    def check() -> None:
+      if failures:
+        raise failures[0]
+
     batches = pipeline.eval_batches(
       count,
       batch_size=self._batch_size,
-      load=lambda i: {"input": load(i)},
+      load=lambda i: {"input": loaded(i)},
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
@@ -222,6 +252,7 @@ class Evaluator:
       out = np.zeros((count, embedded.shape[1]), np.float32) if out is None else out
       out[index[mask]] = embedded[mask]
       np.add.at(times, index[mask], 1)
+    together(check)
     if out is None or not np.all(times == 1):
       raise RuntimeError(
         f"Of {count} examples {np.sum(times == 0)} were never embedded and "
@@ -264,7 +295,7 @@ def save(
       pretrained=workdir.resolve().name,
       extras={**r.extras, "objective": config.objective.name, "step": step},
     )
-  path = directory / f"{configs.held_out_name(config)}_embeddings.npz"
+  path = results.embeddings_path(directory, configs.held_out_name(config))
   temporary = path.with_suffix(".tmp.npz")
   np.savez_compressed(temporary, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
   temporary.replace(path)

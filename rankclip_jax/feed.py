@@ -101,9 +101,10 @@ class Feed:
       if not self._failure:
         return next(self._batches)
     except Exception as error:
-      self._failure = _explained(error)
+      failure = _explained(error)
       if jax.process_count() == 1:
-        raise self._failure from error
+        raise failure from error
+      self._failure = failure
     failed = np.full_like(self._blank["replaced"], -1 - jax.process_index())
     return {**self._blank, "replaced": failed}
 

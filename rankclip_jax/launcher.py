@@ -9,7 +9,7 @@ import traceback
 import absl.logging
 import jax
 
-from rankclip_jax import evaluate, export, report, search, suite, train
+from rankclip_jax import attention, evaluate, export, report, search, suite, train
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.evals import results
 
@@ -20,6 +20,7 @@ EXIT_STOPPED = 75
 _TOOLS = {
   "embed": search.embed,
   "search": search.search,
+  "attention": attention.run,
   "export": export.run,
   "merge": suite.merge,
 }
@@ -37,6 +38,7 @@ _HEADLINES = {
   ),
   "zeroshot_classification": ("acc1", "mean_per_class_recall"),
   "linear_probe": ("lp_acc1", "lp_mean_per_class_recall"),
+  "few_shot_probe": ("lp_acc1_k1_mean", "lp_acc1_k4_mean", "lp_acc1_k16_mean"),
   "geometry": (
     "rank_consistency_cross_modal_kendall_tau",
     "rank_consistency_in_modal_kendall_tau",
@@ -84,8 +86,11 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
     return 0
   if cfg.mode == "train" and not train.run(cfg, workdir):
     return EXIT_STOPPED
-  if cfg.mode == "eval":
-    (suite.run if cfg.eval.datasets else evaluate.run)(cfg, workdir)
+  if cfg.mode == "eval" and cfg.eval.datasets:
+    if not suite.run(cfg, workdir):
+      return EXIT_STOPPED
+  elif cfg.mode == "eval":
+    evaluate.run(cfg, workdir)
   if jax.process_index() == 0:
     page = report.build([workdir, *others], workdir / "report")
     print(summary(workdir))

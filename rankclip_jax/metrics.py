@@ -1,14 +1,17 @@
 """Numbers of a run: JSON lines are the truth, TensorBoard is a mirror."""
 
+import contextlib
 import json
 import math
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Self
 
 import tensorboardX
 
 FILE = "metrics.jsonl"
+BOARD = "tensorboard"
 
 
 class MetricsLog:
@@ -23,7 +26,7 @@ class MetricsLog:
     _drop_after(path, step)
     self._file = path.open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+      str(workdir / BOARD), purge_step=step + 1 if step else None
     )
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -32,14 +35,46 @@ class MetricsLog:
     line = {"step": step, "time": round(time.time(), 3), **finite}
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
-    for name, value in finite.items():
-      if value is not None:
-        # TensorBoard knows no "@" in names.
-        self._board.add_scalar(name.replace("@", "_at_"), value, step)
+    _mirror(self._board, step, finite)
 
   def close(self) -> None:
     self._file.close()
     self._board.close()
+
+
+class Board(contextlib.AbstractContextManager):
+  """TensorBoard alone, for numbers whose truth lies elsewhere; a context.
+
+  Args:
+    folder: of its own, because TensorBoard reads one growing file of a folder. It is made
+      when the first numbers come.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._writer: tensorboardX.SummaryWriter | None = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._writer:
+      self._writer.close()
+
+  def write(self, step: int, values: Mapping[str, float | None]) -> None:
+    """Writes the values of `step`; those that are not finite are left out."""
+    self._writer = self._writer or tensorboardX.SummaryWriter(str(self._folder))
+    _mirror(self._writer, step, {k: _finite(v) for k, v in values.items()})
+    self._writer.flush()
+
+
+def _mirror(
+  board: tensorboardX.SummaryWriter, step: int, values: Mapping[str, float | None]
+) -> None:
+  for name, value in values.items():
+    if value is not None:
+      # TensorBoard knows no "@" in names.
+      board.add_scalar(name.replace("@", "_at_"), value, step)
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def weights_of(cfg: Config) -> Weights | None:
   name = changes.pop("name")
   size = sizes.changed(weights.size, **changes)
   if name != "loaded":
-    _check_same(size, sizes.named(name, **changes), cfg)
+    _check_same(size, sizes.named(name, **changes), name, weights.source)
   return _adapted(weights, size)
 
 
@@ -117,7 +118,22 @@ def to_use(cfg: Config, workdir: pathlib.Path) -> tuple[pathlib.Path, Weights]:
       workdir's own checkpoint.
   """
   place = place_of(cfg, workdir)
-  weights = read(place, cfg.eval.checkpoint, cfg.model.activation)
+  return place, at(place, cfg.eval.checkpoint, cfg, own=place == workdir)
+
+
+def at(place: pathlib.Path, which: str, cfg: Config, *, own: bool) -> Weights:
+  """The weights at `place` with what the config says of the model.
+
+  Args:
+    place: see `read`, as `which`.
+    which: of the checkpoints.
+    cfg: its model.
+    own: whether these are the run's own checkpoints, which change no more.
+
+  Raises:
+    ValueError: as `read`, or if the config changes the model of an own checkpoint.
+  """
+  weights = read(place, which, cfg.model.activation)
   wanted = {
     "activation": cfg.model.activation,
     "image_size": cfg.model.image_size,
@@ -128,14 +144,33 @@ def to_use(cfg: Config, workdir: pathlib.Path) -> tuple[pathlib.Path, Weights]:
     for name, value in wanted.items()
     if value not in (None, getattr(weights.size, name))
   ]
-  if wrong and place == workdir:
+  if wrong and own:
     raise ValueError(
       f"{weights.source} is another model than the config:\n  "
       + "\n  ".join(wrong)
       + "\nLeave these out; or change the model by --config.init.weights="
-      f"{workdir} with another --workdir."
+      f"{place} with another --workdir."
     )
-  return place, _adapted(weights, sizes.changed(weights.size, **wanted))
+  return _adapted(weights, sizes.changed(weights.size, **wanted))
+
+
+def check_name(cfg: Config, weights: Weights) -> None:
+  """Refuses weights of another architecture than `model.name`; "loaded" is any.
+
+  Pictures and captions may have other sizes.
+
+  Raises:
+    ValueError: naming what differs.
+  """
+  if cfg.model.name == "loaded":
+    return
+  _check_same(
+    weights.size,
+    sizes.named(cfg.model.name),
+    cfg.model.name,
+    weights.source,
+    but=("vision.image_size", "text.context_length", "activation", "dtype", "remat"),
+  )
 
 
 def from_weights(
@@ -188,18 +223,23 @@ def _say_how_pictures_are_resized(weights: Weights) -> None:
 
 
 def _check_same(
-  loaded: sizes.TwoTowerSize, named: sizes.TwoTowerSize, cfg: Config
+  loaded: sizes.TwoTowerSize,
+  named: sizes.TwoTowerSize,
+  name: str,
+  source: str,
+  but: Sequence[str] = (),
 ) -> None:
   ours, theirs = (_flat(dataclasses.asdict(s)) for s in (named, loaded))
   # What the loaded model's pictures were normalised by goes with its weights.
+  but = ("mean", "std", *but)
   wrong = [
-    f"{key}: {theirs.get(key)} loaded, {ours.get(key)} in {cfg.model.name}"
+    f"{key}: {theirs.get(key)} loaded, {ours.get(key)} in {name}"
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and key not in ("mean", "std")
+    if ours.get(key) != theirs.get(key) and key not in but
   ]
   if wrong:
     raise ValueError(
-      f"config.init.weights={cfg.init.weights} is not a {cfg.model.name}:\n  "
+      f"{source} is not a {name}:\n  "
       + "\n  ".join(wrong)
       + "\nUse --config.model.name=loaded for the architecture of the weights, or "
       "--config.model.activation for another activation."

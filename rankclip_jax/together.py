@@ -24,15 +24,21 @@ def together(work: Callable[[], _T]) -> _T:
     result = work()
   except Exception as caught:
     error = caught
-  if jax.process_count() > 1:
-    fine = np.reshape(multihost_utils.process_allgather(np.array(error is None)), -1)
-    if error is None and not fine.all():
-      raise ValueError(
-        f"Process {int(np.argmin(fine))} failed; its own message says why. All stop."
-      )
+  fine = of_all(error is None)
+  if error is None and not fine.all():
+    raise ValueError(
+      f"Process {int(np.argmin(fine))} failed; its own message says why. All stop."
+    )
   if error is not None:
     raise error
   return result  # pyright: ignore[reportReturnType]
+
+
+def of_all(own: int) -> np.ndarray:
+  """What every process passes, a number of at most 31 bits or a flag, [processes]."""
+  if jax.process_count() == 1:
+    return np.array([own])
+  return np.reshape(multihost_utils.process_allgather(np.array(own)), -1)
 
 
 def check_same(digest: str, what: str) -> None:

@@ -6,10 +6,9 @@ the host never waits for the device.
 
 import contextlib
 import json
+import logging
 import math
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,38 +29,17 @@ from rankclip_jax.models import two_tower
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
 from rankclip_jax.step import compile_step
+from rankclip_jax.stopping import StopSignal
 from rankclip_jax.together import check_same, together
 
 # With several processes, how often they agree on whether to stop or to save by the clock.
 _STEPS_BETWEEN_AGREEMENTS = 10
 
+log = logging.getLogger(__name__)
+
 
 class NonFiniteError(ArithmeticError):
   """A loss or a gradient became infinite or NaN."""
-
-
-class StopSignal:
-  """SIGTERM and SIGINT, remembered until the loop asks. Use as a context."""
-
-  def __init__(self):
-    self.received = False
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> "StopSignal":
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._remember)
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _remember(self, number, frame) -> None:
-    del frame
-    if self.received and number == signal.SIGINT:
-      raise KeyboardInterrupt  # a second Ctrl-C means now
-    self.received = True
 
 
 class Pending:
@@ -177,7 +155,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
       writer = metrics.MetricsLog(workdir, step=int(now.step))
       stack.enter_context(contextlib.closing(writer))
-    return _loop(cfg, workdir, p, facts, now, saved, writer, stop)
+      if int(now.step) < p.num_steps:
+        checkpoint.unmark_complete(workdir)
+    so_far = restored.facts.get("examples") if restored else None
+    return _loop(cfg, workdir, p, facts, so_far, now, saved, writer, stop)
 
 
 def _loop(
@@ -185,6 +166,7 @@ def _loop(
   workdir: pathlib.Path,
   p: plans.Plan,
   facts: Mapping[str, Any],
+  so_far: Mapping[str, int] | None,
   state: TrainState,
   saved: checkpoint.Checkpoints,
   writer: metrics.MetricsLog | None,
@@ -199,6 +181,7 @@ def _loop(
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))
   together(lambda: check_lost(p.source, cfg.data.max_bad_fraction))
+  allowance = Allowance(cfg.data.max_bad_fraction, str(bad.path), so_far)
   clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
   eval_every = cfg.eval.every_epochs * p.epoch_steps
   evaluation = None
@@ -210,8 +193,8 @@ def _loop(
     feed = Feed(
       plans.batches_of(cfg, p, first, bad),
       plans.blank_batch(cfg, p),
-      Allowance(cfg.data.max_bad_fraction, str(bad.path)),
-      progress.say,
+      allowance,
+      progress.say if main_process else log.warning,
       num_threads=cfg.data.num_threads,
       num_workers=cfg.data.num_workers,
     )
@@ -233,7 +216,7 @@ def _loop(
           writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
         progress.say(headline(step, cfg, scores))
       if saving or stopping:
-        saved.save(state, step, facts, scores)
+        saved.save(state, step, {**facts, "examples": allowance.so_far}, scores)
         clock.saved()
       if stopping and not last:
         saved.wait()
@@ -245,7 +228,13 @@ def _loop(
         pending.restart_clock()
         feed.pause()
 
-      batch, ids, waited = feed.next()
+      try:
+        batch, ids, waited = feed.next()
+      except Exception:  # of this process alone; several fail as `Feed` says
+        _show(progress, pending.read())
+        if not fresh:
+          saved.save(state, step, {**facts, "examples": allowance.so_far})
+        raise
       rows = evaluate.global_batch(batch, p.mesh)
       replaced = rows.pop("replaced")
       with jax.transfer_guard("disallow"):  # nothing else may cross unseen
@@ -266,6 +255,7 @@ def _loop(
   saved.wait()
   if evaluation and main_process:
     evaluate.save(evaluation, workdir, cfg, p.num_steps)
+    checkpoint.mark_complete(workdir, p.num_steps)
   return True
 
 

@@ -86,8 +86,13 @@ def test_unknown_keys_are_refused_with_the_nearest(key, message):
     ({"optim__warmup_fraction": 1.0}, r"must lie in \[0, 1\), got 1.0"),
     (
       {"eval__checkpoint": "newest"},
-      'must be "latest", "best" or a step, got \'newest\'',
+      'must be "latest", "best", a step, "all" or "follow", got \'newest\'',
     ),
+    ({"mode": "eval", "eval__checkpoint": "all"}, 'checkpoint="all" needs eval.datasets'),
+    ({"mode": "export", "eval__checkpoint": "all"}, '"export" uses one checkpoint, got'),
+    ({"eval__few_shot": (4, 0)}, r"few_shot must be distinct numbers .* got \(4, 0\)"),
+    ({"eval__few_shot": (4, 4)}, "few_shot must be distinct numbers of at least 1"),
+    ({"eval__few_shot_seeds": 0}, "few_shot_seeds must be at least 1, got 0"),
     (
       {"distributed__mode": "explicit"},
       "needs coordinator, num_processes and process_id",

@@ -123,6 +123,8 @@ def test_a_run_leaves_everything_it_promises(undisturbed):
   assert {"lr", "grad_norm", "logit_scale", "data_wait_seconds"} <= first.keys()
   assert last["eval/openmoji/zeroshot_retrieval/image_retrieval_recall@1"] is not None
   losses(undisturbed)
+  marker = json.loads((undisturbed / checkpoint.COMPLETE).read_text())
+  assert marker == {"step": STEPS}
 
 
 def test_killed_in_a_save_and_in_an_epoch_it_ends_bit_equal(undisturbed, tmp_path):
@@ -158,6 +160,7 @@ def test_sigterm_saves_and_more_devices_go_on(undisturbed, tmp_path):
   )
   assert f"at step {stopped_at};" in output
   assert 3 <= stopped_at < STEPS
+  assert not checkpoint.is_complete(tmp_path)
 
   output = finish(start(tmp_path, "--config.mesh.fsdp=2", devices=4))
   assert f"from step {stopped_at}" in output

@@ -104,6 +104,19 @@ def test_what_is_held_out_is_looked_at_before_it_is_needed(change, reason):
   assert error.value.reason == reason
 
 
+def test_a_failure_in_the_middle_waits_for_the_other_processes(params, monkeypatch):
+  """They embed all batches, which are collectives, and stop together afterwards."""
+  found = evaluator(1, 1)
+  found.__dict__["examples"] = found.examples  # looked at; damaged since
+  examples, batches = found._set.source._examples, []
+  examples[3] = dataclasses.replace(examples[3], image=b"no picture")
+  encode = found._encode_image
+  found._encode_image = lambda *args: batches.append(1) or encode(*args)
+  with pytest.raises(BadExample, match="'k3'"):
+    found(params)
+  assert len(batches) == 3
+
+
 def test_an_example_that_is_lost_is_noticed(params, monkeypatch):
   whole = evaluate.pipeline.eval_batches
 

@@ -273,6 +273,27 @@ def test_too_much_damage_stops_the_run(data, damaged, tmp_path):
   assert (tmp_path / "bad_examples.jsonl").is_file()
 
 
+def test_a_failure_of_the_data_loses_no_step(data, tmp_path, monkeypatch):
+  """A disk that goes, say: what was learnt is saved, and the same command goes on."""
+  cfg = of(data["csv"])
+  whole = trained(tmp_path / "whole", cfg)
+  batches_of = train.plans.batches_of
+
+  def failing(*args):
+    yield from itertools.islice(batches_of(*args), 2)
+    raise OSError("the disk is gone")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.plans, "batches_of", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+      train.run(cfg, tmp_path / "run")
+  saved = checkpoint.of_run(tmp_path / "run")
+  assert max(saved.steps()) == 2
+  assert saved.facts("latest")[1]["examples"] == {"read": 16, "bad": 0}
+  saved.close()
+  jax.tree.map(np.testing.assert_array_equal, trained(tmp_path / "run", cfg), whole)
+
+
 def test_lost_shards_stop_the_run_before_it_begins(data, tmp_path):
   path = write_tars(tmp_path)
   (tmp_path / "00001.tar").write_bytes(b"")

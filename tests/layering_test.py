@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "rankclip_jax"
 
 # Which rooms of the package each room may import, itself included.
 ALLOWED = {
-  "config": set(),
+  "config": {"evals"},  # how held-out data are called
   "losses": {"losses"},
   "models": {"models"},
   "interop": {"interop", "models"},
@@ -32,23 +32,29 @@ ALLOWED = {
   },
   "inputs": set(),
   "inference": {"data", "inputs", "interop", "models", "sharding", "start"},
-  "search": {"config", "data", "inference", "progress", "search", "start"},
+  "search": {"config", "data", "inference", "interop", "search", "start"},
+  "attention": {
+    "attention", "config", "data", "inference", "interop", "models", "search", "start",
+  },
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
-    "checkpoint", "config", "data", "evals", "models", "plan", "sharding",
+    "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "together",
   },
   "feed": {"data"},
   "together": set(),
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
-    "models", "plan", "progress", "start", "state", "step", "together",
+    "models", "plan", "progress", "start", "state", "step", "stopping", "together",
   },
+  "stopping": {"together"},
   "suite": {
-    "config", "data", "evals", "inference", "probes", "start", "suite", "together",
+    "checkpoint", "config", "data", "evals", "inference", "interop", "metrics", "probes",
+    "start", "stopping", "suite", "together",
   },
   "studies": {"config", "evals", "report", "studies"},
   "launcher": {
-    "config", "evals", "evaluate", "export", "report", "search", "suite", "train",
+    "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",
+    "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.

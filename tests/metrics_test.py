@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from tensorboardX.proto import event_pb2
 
 from rankclip_jax import metrics
@@ -11,6 +10,19 @@ from rankclip_jax import metrics
 def lines(workdir):
   text = (workdir / metrics.FILE).read_text()
   return [json.loads(line) for line in text.splitlines()]
+
+
+def scalars(folder) -> dict[tuple[str, int], float]:
+  """What TensorBoard's files of a folder hold, by name and step."""
+  found = {}
+  for path in folder.iterdir():
+    data, at = path.read_bytes(), 0
+    while at < len(data):  # TFRecord: length, its checksum, the event, its checksum
+      length = int.from_bytes(data[at : at + 8], "little")
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+      at += 16 + length
+      found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+  return found
 
 
 def test_a_line_a_step_and_null_for_what_is_not_finite(tmp_path):
@@ -49,12 +61,11 @@ def test_tensorboard_holds_the_same_values(tmp_path):
   log = metrics.MetricsLog(tmp_path)
   log.write(7, {"eval/recall@1": 0.25})
   log.close()
-  scalars = {}
-  for path in (tmp_path / "tensorboard").iterdir():
-    data, at = path.read_bytes(), 0
-    while at < len(data):  # TFRecord: length, its checksum, the event, its checksum
-      length = int.from_bytes(data[at : at + 8], "little")
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-      at += 16 + length
-      scalars |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
-  assert scalars == {("eval/recall_at_1", 7): pytest.approx(0.25)}
+  assert scalars(tmp_path / "tensorboard") == {("eval/recall_at_1", 7): 0.25}
+
+
+def test_a_board_alone_is_made_when_it_is_written_to(tmp_path):
+  with metrics.Board(tmp_path / "board") as board:
+    assert not (tmp_path / "board").exists()
+    board.write(3, {"a@5": 0.5, "none": None, "bad": float("inf")})
+  assert scalars(tmp_path / "board") == {("a_at_5", 3): 0.5}

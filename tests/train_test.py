@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankclip_jax import config, metrics, plan, train
+from rankclip_jax import checkpoint, config, metrics, plan, train
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -93,8 +93,10 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
     return wrapped
 
   monkeypatch.setattr(train, "compile_step", breaking)
+  checkpoint.mark_complete(tmp_path, 2)  # by a shorter training
   with pytest.raises(train.NonFiniteError, match="Step 3 gave"):
     train.run(cfg, tmp_path)
+  assert not checkpoint.is_complete(tmp_path)
   kept = sorted(
     int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
   )

@@ -8,7 +8,7 @@ import os
 import pathlib
 import statistics
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rankclip_jax.data.source import (
   BadExample,
@@ -60,8 +60,13 @@ class BadExamples:
       yield from _parsed(self.path.read_bytes())
 
   def summary(self) -> str:
-    """One line with counts by reason and the worst shards; "" if there is nothing."""
-    lines = list({(x.get("shard"), x.get("key")): x for x in self.lines()}.values())
+    """One line with counts by reason and the worst shards; "" if there is nothing.
+
+    Of all files beside this one: a run has one for every process.
+    """
+    of_run = sorted(self.path.parent.glob(f"{self.path.name.partition('.')[0]}*.jsonl"))
+    found = (line for path in of_run for line in _parsed(path.read_bytes()))
+    lines = list({(x.get("shard"), x.get("key")): x for x in found}.values())
     if not lines:
       return ""
     reasons = collections.Counter(x.get("reason") for x in lines)
@@ -71,7 +76,7 @@ class BadExamples:
     return (
       f"{len(lines)} bad examples or shards were met ({parts}"
       + (f"; {worst}" if worst else "")
-      + f"); all are in {self.path.name}."
+      + f"); all are in {', '.join(path.name for path in of_run)}."
     )
 
   def _add(self, line: dict) -> None:
@@ -153,11 +158,17 @@ class Allowance:
   Args:
     most: the share of examples that may be bad.
     where: what to tell the user to look at.
+    so_far: of the run that this one goes on with.
   """
 
-  def __init__(self, most: float, where: str):
+  def __init__(self, most: float, where: str, so_far: Mapping[str, int] | None = None):
     self._most, self._where = most, where
-    self._read = self._bad = 0
+    self._read, self._bad = (so_far or {}).get("read", 0), (so_far or {}).get("bad", 0)
+
+  @property
+  def so_far(self) -> dict[str, int]:
+    """How many examples were read, and how many of them were bad."""
+    return {"read": self._read, "bad": self._bad}
 
   def count(self, read: int, bad: int) -> None:
     """Counts a batch: `read` examples in it, `bad` ones that it could not use.

@@ -7,14 +7,13 @@ on eight, and nothing but the step is needed to resume.
 
 import concurrent.futures
 import itertools
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 
+from rankclip_jax.data import interrupts
 from rankclip_jax.data.order import Order
 from rankclip_jax.data.rows import Batch, Rows, Same
 from rankclip_jax.data.source import BadExample, Source
@@ -122,17 +121,10 @@ def train_batches(
 
 
 def _without_interrupts(dataset: Iterable[Batch]) -> Iterator[Batch]:
-  """Starts workers that Ctrl-C, which reaches every process of a terminal, passes over.
-
-  What becomes of it is for the run to decide. Threads and processes inherit the mask.
-  """
-  resource_tracker.ensure_running()  # which would lift the mask when it starts
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
+  """Starts workers that Ctrl-C passes over: the run decides what becomes of it."""
+  with interrupts.blocked():
     batches = iter(dataset)
     first = next(batches, None)
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
   if first is not None:
     yield first
     yield from batches

@@ -14,7 +14,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import Progress
 
-from rankclip_jax.data import files, index_files, tar_index
+from rankclip_jax.data import files, index_files, interrupts, tar_index
 from rankclip_jax.data.tar_index import TarIndex
 
 # A process takes as long to start as a few tars to index.
@@ -106,7 +106,8 @@ def _in_parallel(
     spawn = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
   try:
-    futures = [executor.submit(_build_and_store, path, cache) for path in paths]
+    with interrupts.blocked():
+      futures = [executor.submit(_build_and_store, path, cache) for path in paths]
     for future in concurrent.futures.as_completed(futures):
       yield future.result()
   except BrokenProcessPool as error:

@@ -68,6 +68,10 @@ class Tokenizer:
     )
     return ids.astype(np.int32)
 
+  def ids(self, text: str) -> list[int]:
+    """The ids of a text, however many, without start and end."""
+    return self._bpe.encode(clean(text))
+
   def __reduce__(self):
     return Tokenizer, (self.context_length,)
 

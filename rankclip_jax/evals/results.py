@@ -7,12 +7,14 @@ goes under the one key `rankclip_jax`.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 REQUIRED_KEYS = ("dataset", "task", "metrics")
 EXTRAS = "rankclip_jax"
+_EMBEDDINGS = "_embeddings.npz"
 
 
 def write(
@@ -66,6 +68,33 @@ def write(
 def path_of(directory: str | os.PathLike[str], dataset: str, task: str) -> Path:
   """Where `write` puts a result."""
   return Path(directory) / f"{dataset}_{task}.json".replace("/", "-")
+
+
+def embeddings_path(directory: str | os.PathLike[str], dataset: str) -> Path:
+  """Where the embeddings lie that results of held-out data were computed from."""
+  return Path(directory) / f"{dataset}{_EMBEDDINGS}"
+
+
+def embedded_dataset(path: Path) -> str:
+  """The inverse of `embeddings_path`."""
+  return path.name.removesuffix(_EMBEDDINGS)
+
+
+def held_out_name(source: str, test: str) -> str:
+  """What results call held-out data: its file, or the folder of several.
+
+  Args:
+    source: `data.source` of the config; the built-in data set is called by it.
+    test: `data.test`.
+  """
+  if source == "openmoji":
+    return source
+  first = test.split("::")[0].removeprefix("tfds:").rstrip("/")
+  folder, _, file = first.rpartition("/")
+  stem = re.sub(r"\.\w+$", "", file)
+  if re.search(r"[*?{\[]", stem):
+    stem = folder.rpartition("/")[2]
+  return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or source
 
 
 def read_all(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
 """The training curves: every logged quantity in a small panel, the runs overlaid."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rankclip_jax.report import markup, plots
+from rankclip_jax.report.logged import Curve
 from rankclip_jax.report.numbers import HEADLINES
-from rankclip_jax.report.run import Curve, Run
+from rankclip_jax.report.run import Run
+
+# Of checkpoints that the suite measured.
+_OF_CHECKPOINTS = {**HEADLINES, "lp_acc1": "Linear probe top-1"}
+_MOST_OF_CHECKPOINTS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ def section(runs: Sequence[Run]) -> str:
     evaluations = (
       f'<h3>Held-out metrics while training</h3><div class="panels">{evaluations}</div>'
     )
+  evaluations += _checkpoints(runs)
   notes = "".join(
     markup.absent(run, "metrics") + _not_finite(runs, place)
     for place, run in enumerate(runs)
@@ -63,11 +69,37 @@ def section(runs: Sequence[Run]) -> str:
   return markup.section("curves", "Training, term by term", lead, body)
 
 
-def _figure(runs: Sequence[Run], panel: Panel) -> str:
+def _checkpoints(runs: Sequence[Run]) -> str:
+  """Panels of the headline metrics that were measured of several checkpoints."""
+  keys = sorted({key for run in runs for key in run.by_step})
+  chosen = [key for metric in _OF_CHECKPOINTS for key in keys if key[2] == metric]
+  of_runs = [{"/".join(key): c for key, c in run.by_step.items()} for run in runs]
+  figures = "".join(
+    _figure(runs, Panel("/".join(key), f"{_OF_CHECKPOINTS[key[2]]}: {key[0]}"), of_runs)
+    for key in chosen[:_MOST_OF_CHECKPOINTS]
+  )
+  if not figures:
+    return ""
+  left_out = len(chosen) - _MOST_OF_CHECKPOINTS
+  more = (
+    f'<p class="note">{left_out} more are in <code>results/step_*</code>.</p>'
+    if left_out > 0
+    else ""
+  )
+  return f'<h3>Evaluations of checkpoints</h3><div class="panels">{figures}</div>\n{more}'
+
+
+def _figure(
+  runs: Sequence[Run],
+  panel: Panel,
+  of_runs: Sequence[Mapping[str, Curve]] | None = None,
+) -> str:
+  """A panel of the curves that were logged, or of others, for each run."""
+  found = [run.curves for run in runs] if of_runs is None else of_runs
   by_run = {
-    place: run.curves[panel.key]
-    for place, run in enumerate(runs)
-    if panel.key in run.curves and np.isfinite(run.curves[panel.key].values).any()
+    place: each[panel.key]
+    for place, each in enumerate(found)
+    if panel.key in each and np.isfinite(each[panel.key].values).any()
   }
   if not by_run:
     return ""

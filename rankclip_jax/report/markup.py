@@ -24,7 +24,10 @@ _THUMBNAIL_PIXELS = 72
 _THUMBNAIL_QUALITY = 80
 
 # Metrics that are fractions by their definition, shown in percent.
-_FRACTION = re.compile(r"recall@\d+$|acc\d+$|mean_per_class_recall$|overlap$")
+# With their mean and standard deviation over draws of k examples a class.
+_FRACTION = re.compile(
+  r"(recall@\d+|acc\d+|mean_per_class_recall)(_k\d+_(mean|std))?$|overlap$"
+)
 _RANK = re.compile(r"_rank$")
 
 

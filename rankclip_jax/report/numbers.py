@@ -1,9 +1,10 @@
-"""The results: the headline numbers as cards, and every metric in one table."""
+"""The results: headline numbers as cards, data sets as tables, and every metric."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from rankclip_jax.report import markup
+from rankclip_jax.report import markup, matrix, measured
+from rankclip_jax.report.measured import Key
 from rankclip_jax.report.run import Run
 
 # The metrics one asks for first, in the words of a reader.
@@ -18,18 +19,21 @@ HEADLINES: Mapping[str, str] = {
   "modality_gap": "Modality gap",
 }
 _MOST_CARDS = 12
-# The data set whose held-out embeddings a workdir holds: its size is known.
-_EMBEDDED_DATASET = "openmoji"
-
-# (data set, task, metric)
-_Key = tuple[str, str, str]
+_MOST_CARDS_OF_METRIC = 3
+# Of many data sets the one that is asked for first.
+_FIRST_DATASET = "imagenet1k"
 
 
 def headline(runs: Sequence[Run]) -> str:
   """The section of headline numbers: a card a metric, a line a run."""
-  by_run = [_by_metric(run) for run in runs]
+  by_run = [measured.by_key(run.results) for run in runs]
   keys = _keys(by_run)
-  chosen = [key for metric in HEADLINES for key in keys if key[2] == metric]
+  keys.sort(key=lambda key: key[0] != _FIRST_DATASET)
+  chosen = [
+    key
+    for metric in HEADLINES
+    for key in [k for k in keys if k[2] == metric][:_MOST_CARDS_OF_METRIC]
+  ]
   cards = "".join(_card(runs, by_run, key) for key in chosen[:_MOST_CARDS])
   missing = "".join(markup.absent(run, "results") for run in runs)
   css = "cards single" if len(runs) == 1 else "cards"
@@ -38,7 +42,7 @@ def headline(runs: Sequence[Run]) -> str:
 
 
 def _card(
-  runs: Sequence[Run], by_run: Sequence[Mapping[_Key, float | None]], key: _Key
+  runs: Sequence[Run], by_run: Sequence[Mapping[Key, float | None]], key: Key
 ) -> str:
   dataset, _, metric = key
   values = [results.get(key) for results in by_run]
@@ -57,20 +61,35 @@ def _card(
   )
 
 
-def _chance(runs: Sequence[Run], key: _Key) -> str:
+def _chance(runs: Sequence[Run], key: Key) -> str:
   """What random embeddings would score, where the number of items is known."""
   dataset, _, metric = key
-  sizes = {len(run.embeddings.keys) for run in runs if run.embeddings}
-  if dataset != _EMBEDDED_DATASET or len(sizes) != 1:
+  held_out = _held_out(runs)
+  if held_out is None or held_out[0] != dataset:
     return ""
   if not metric.endswith("_retrieval_recall@1"):
     return ""
-  return f"chance {100 / sizes.pop():.2g} %"
+  return f"chance {100 / held_out[1]:.2g} %"
 
 
-def results_table(runs: Sequence[Run]) -> str:
-  """The section with every metric: a row a metric, a column a run; "" without any."""
-  by_run = [_by_metric(run) for run in runs]
+def _held_out(runs: Sequence[Run]) -> tuple[str, int] | None:
+  """The name and number of the held-out pictures, where all runs agree."""
+  found = {(e.dataset, len(e.keys)) for e in (run.embeddings for run in runs) if e}
+  return found.pop() if len(found) == 1 else None
+
+
+def results_section(runs: Sequence[Run]) -> str:
+  """The section of all results; "" without any."""
+  by_run = [measured.by_key(run.results) for run in runs]
+  left_out = matrix.skipped(runs)
+  if not any(by_run) and not left_out:
+    return ""
+  body = left_out + matrix.matrices(runs) + matrix.behind(runs) + _every(runs, by_run)
+  return markup.section("results", "All results", _lead(runs), body)
+
+
+def _every(runs: Sequence[Run], by_run: Sequence[Mapping[Key, float | None]]) -> str:
+  """Every metric: a row a metric, a column a run."""
   two = len(runs) == 2
   heads = [markup.run_label(runs, place) for place in range(len(runs))]
   if two:
@@ -83,14 +102,16 @@ def results_table(runs: Sequence[Run]) -> str:
       title = " · ".join(map(markup.escape, group))
       body.append(f'<tr class="group"><th colspan="{len(heads) + 1}">{title}</th></tr>\n')
     body.append(_row(key, [results.get(key) for results in by_run], two))
-  table = (
+  if not body:
+    return ""
+  return (
+    "<details><summary>Every metric</summary>"
     f'<div class="wide"><table class="results"><thead><tr><td></td>{columns}</tr>'
-    f"</thead><tbody>\n{''.join(body)}</tbody></table></div>"
+    f"</thead><tbody>\n{''.join(body)}</tbody></table></div></details>\n"
   )
-  return markup.section("results", "All results", _lead(runs), table) if body else ""
 
 
-def _row(key: _Key, values: Sequence[float | None], two: bool) -> str:
+def _row(key: Key, values: Sequence[float | None], two: bool) -> str:
   metric = key[2]
   cells = [markup.metric_value(metric, value) for value in values]
   if two:
@@ -108,28 +129,19 @@ def _lead(runs: Sequence[Run]) -> str:
       f" The difference is {markup.run_label(runs, 1)} minus"
       f" {markup.run_label(runs, 0)}; pp: percentage points."
     )
-  sizes = {len(run.embeddings.keys) for run in runs if run.embeddings}
-  if len(sizes) == 1:
-    size = sizes.pop()
+  if held_out := _held_out(runs):
+    name, size = held_out
     lead += (
-      f" With {size} held-out pictures, a recall near 50 % has a standard error of"
-      f" {100 * math.sqrt(0.25 / size):.1f} pp."
+      f" With the {size} pictures of {markup.escape(name)}, a recall near 50 % has a"
+      f" standard error of {100 * math.sqrt(0.25 / size):.1f} pp."
     )
   return lead
 
 
-def _by_metric(run: Run) -> dict[_Key, float | None]:
-  return {
-    (result.dataset, result.task, metric): value
-    for result in run.results
-    for metric, value in result.metrics.items()
-  }
-
-
-def _keys(by_run: Sequence[Mapping[_Key, float | None]]) -> list[_Key]:
+def _keys(by_run: Sequence[Mapping[Key, float | None]]) -> list[Key]:
   """Every metric of any run, by data set and task, as first met within a task."""
 
-  def first_met() -> Iterator[_Key]:
+  def first_met() -> Iterator[Key]:
     for results in by_run:
       yield from results
 

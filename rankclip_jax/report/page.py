@@ -5,7 +5,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankclip_jax.report import curves, markup, numbers, panels, summary
+from rankclip_jax.report import (
+  curves,
+  made,
+  markup,
+  numbers,
+  panels,
+  robustness,
+  summary,
+  tables,
+)
 from rankclip_jax.report.run import Run, read_runs
 from rankclip_jax.report.style import CSS
 
@@ -13,10 +22,13 @@ _CONTENTS = (
   ("headline", "Numbers"),
   ("curves", "Training"),
   ("results", "Results"),
+  ("paper", "Paper"),
+  ("robustness", "Robustness"),
   ("text-to-image", "Text → image"),
   ("image-to-text", "Image → text"),
   ("map", "Map"),
   ("neighbours", "Neighbours"),
+  ("made", "Made with it"),
 )
 _OPENMOJI_LICENCE = (
   "All emojis designed by OpenMoji \N{EN DASH} the open-source emoji and icon project."
@@ -52,8 +64,11 @@ def _page(runs: Sequence[Run]) -> str:
   body = (
     numbers.headline(runs)
     + curves.section(runs)
-    + numbers.results_table(runs)
+    + numbers.results_section(runs)
+    + tables.section(runs)
+    + robustness.section(runs)
     + panels.sections(runs)
+    + made.section(runs)
   )
   contents = " ".join(
     f'<a href="#{anchor}">{markup.escape(title)}</a>'
@@ -72,7 +87,8 @@ def _page(runs: Sequence[Run]) -> str:
 
 def _footer(runs: Sequence[Run]) -> str:
   licence = ""
-  if any(run.setting("data.source") == "openmoji" or run.embeddings for run in runs):
+  shown = {run.embeddings.dataset for run in runs if run.embeddings}
+  if "openmoji" in shown or any(r.setting("data.source") == "openmoji" for r in runs):
     licence = f"<p>{_OPENMOJI_LICENCE}</p>"
   command = runs[0].command("report")
   if len(runs) > 1:

@@ -1,11 +1,12 @@
-"""The sections with pictures: retrieval, the map of embeddings, neighbours."""
+"""The sections with held-out pictures: retrieval, the map of embeddings, neighbours."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rankclip_jax.report import markup, plots, ranking
-from rankclip_jax.report.run import Embeddings, Run
+from rankclip_jax.report import maps, markup, ranking
+from rankclip_jax.report.embeddings import Embeddings
+from rankclip_jax.report.run import Run
 
 TEXT_QUERIES = 12
 IMAGE_QUERIES = 6
@@ -33,7 +34,7 @@ def sections(runs: Sequence[Run]) -> str:
   return (
     _text_to_image(runs, embedded, shared, missing, thumbnails)
     + _image_to_text(runs, embedded, shared, thumbnails)
-    + _maps(runs, embedded)
+    + maps.section(runs, embedded)
     + _neighbour_section(runs, embedded, shared, thumbnails)
   )
 
@@ -127,24 +128,6 @@ def _caption(caption: str, score: float, right: bool) -> str:
     text = f"<b>{text} ✓</b>"
   css = "right" if right else "other"
   return f'<li class="{css}">{text}<small>{markup.fixed(score, 2)}</small></li>'
-
-
-def _maps(runs: Sequence[Run], embedded: _Embedded) -> str:
-  figures = "".join(
-    f"<figure><figcaption>{markup.run_label(runs, place)}</figcaption>"
-    + markup.png(
-      plots.embedding_map(items),
-      f"Images and captions of {runs[place].name} on two principal axes",
-    )
-    + "</figure>"
-    for place, items in embedded.items()
-  )
-  lead = (
-    "All held-out images and captions on the first two principal axes of both together"
-    " (an SVD of the centred embeddings, for each run anew; so axes of different runs"
-    f" are not the same). Thin lines join {plots.PAIRS_JOINED} pairs at most."
-  )
-  return markup.section("map", "Map", lead, f'<div class="maps">{figures}</div>')
 
 
 def _neighbour_section(

@@ -8,11 +8,14 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
   EngFormatter,
+  FixedLocator,
+  FuncFormatter,
   LogLocator,
   MaxNLocator,
   NullLocator,
@@ -20,8 +23,7 @@ from matplotlib.ticker import (
 )
 from PIL import Image
 
-from rankclip_jax.report import ranking
-from rankclip_jax.report.run import Curve, Embeddings
+from rankclip_jax.report.logged import Curve
 
 # Okabe and Ito's colours that stay apart in the common forms of colour blindness.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -48,7 +50,11 @@ _MARKED_BELOW = 40
 SMOOTH_SPAN = 0.03
 # Where one slow first step (compilation) would flatten the rest of a curve.
 CUT_QUANTILE = 0.99
-PAIRS_JOINED = 60
+# The odds of 0 and of 1 lie at infinity: accuracies are drawn no further out than this.
+_LEAST_ACCURACY = 5e-4
+# Where a logit-scaled axis may have a tick, in per cent.
+_PERCENTS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98)
+_PRINTED_MARKERS = ("s", "^", "D", "v")
 
 
 def run_colour(place: int) -> str:
@@ -123,20 +129,31 @@ def running_mean(values: np.ndarray) -> np.ndarray:
   return np.where(finite, means, np.nan)
 
 
-def embedding_map(embeddings: Embeddings) -> bytes:
-  """Both modalities on their common two principal axes, some pairs joined, as PNG."""
-  stacked = np.concatenate([embeddings.image, embeddings.text])
-  points, explained = ranking.principal_plane(stacked)
-  images, texts = np.split(points, [len(embeddings.image)])
-  joined = ranking.choose(embeddings.keys, PAIRS_JOINED, "pairs of the map")
-  rows = np.array([embeddings.index_of_key[key] for key in joined])
-  pairs = np.stack([images[rows], texts[embeddings.main_text[rows]]], axis=1)
+def embedding_map(
+  images: np.ndarray,
+  texts: np.ndarray,
+  pairs: np.ndarray,
+  *,
+  labels: tuple[str, str] = ("", ""),
+  gap: str,
+  centres: np.ndarray | None = None,
+) -> bytes:
+  """Both modalities on a plane, some pairs joined, as PNG.
 
+  Args:
+    images: [images, 2].
+    texts: [texts, 2].
+    pairs: [pairs, 2] rows of images and of texts that belong together, to be joined.
+    labels: of the axes; "" is an axis whose scale means nothing.
+    gap: between the modalities, in words.
+    centres: of images and of texts [2, 2], to be joined where their distance is the gap.
+  """
   figure = Figure(figsize=(5.2, 4.4), dpi=_DPI * 0.8)
   figure.subplots_adjust(**_MAP_MARGINS)
   axes = figure.add_subplot()
   style(axes)
-  axes.plot(pairs[..., 0].T, pairs[..., 1].T, color="#9aa1ab", lw=0.5, alpha=0.6)
+  joined = np.stack([images[pairs[:, 0]], texts[pairs[:, 1]]], axis=1)
+  axes.plot(joined[..., 0].T, joined[..., 1].T, color="#9aa1ab", lw=0.5, alpha=0.6)
   for places, colour, marker, label in (
     (images, _IMAGE_COLOUR, _IMAGE_MARKER, "images"),
     (texts, _TEXT_COLOUR, _TEXT_MARKER, "captions"),
@@ -144,12 +161,83 @@ def embedding_map(embeddings: Embeddings) -> bytes:
     axes.scatter(
       *places.T, s=10, c=colour, marker=marker, label=label, linewidths=0, alpha=0.75
     )
+  if centres is not None:
+    _join_centres(axes, *centres)
   axes.set_aspect("equal", adjustable="datalim")
-  axes.set_xlabel(f"axis 1: {explained[0]:.1%} of the variance", fontsize=8)
-  axes.set_ylabel(f"axis 2: {explained[1]:.1%} of the variance", fontsize=8)
-  # Above the axes: inside, it would hide points.
+  axes.set_xlabel(labels[0], fontsize=8)
+  axes.set_ylabel(labels[1], fontsize=8)
+  if not any(labels):
+    axes.tick_params(labelbottom=False, labelleft=False)
+  # Above the axes: inside, they would hide points.
+  axes.set_title(gap, loc="right", fontsize=8, color=INK, pad=5)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
   return png(figure)
+
+
+def _join_centres(axes: Axes, first: np.ndarray, second: np.ndarray) -> None:
+  """Rings and a line between them, which hide no points within, on a pale edge."""
+  for colour, width in (("white", 3.2), (INK, 1.4)):
+    shape = {"arrowstyle": "-", "shrinkA": 4.5, "shrinkB": 4.5, "lw": width}
+    ends = tuple(first), tuple(second)
+    axes.annotate("", *ends, arrowprops=shape | {"color": colour})
+    axes.plot(*np.stack([first, second]).T, "o", ms=9, mfc="none", mec=colour, mew=width)
+
+
+def robustness(
+  points: Mapping[int, tuple[float, float]], printed: Mapping[str, tuple[float, float]]
+) -> bytes:
+  """Accuracy under shift against that without, on logit-scaled axes, as PNG.
+
+  Args:
+    points: fractions (without, under shift) of each run, by the run's place.
+    printed: likewise of each printed method; drawn hollow.
+  """
+  figure = Figure(figsize=(3.6, 3.1), dpi=_DPI)
+  figure.subplots_adjust(left=0.15, right=0.975, bottom=0.15, top=0.9)
+  axes = figure.add_subplot()
+  style(axes)
+  inside = {
+    name: np.clip(point, _LEAST_ACCURACY, 1 - _LEAST_ACCURACY)
+    for name, point in (*printed.items(), *points.items())
+  }
+  low, high = _scale_by_odds(axes, np.concatenate(list(inside.values())))
+  axes.plot([low, high], [low, high], color="#9aa1ab", lw=0.9, dashes=(4, 3))
+  for name, marker in zip(printed, _PRINTED_MARKERS, strict=False):
+    axes.plot(
+      *inside[name], marker, ms=5.5, mfc="none", mec=INK, mew=0.9, ls="", label=name
+    )
+  for place in points:
+    axes.plot(*inside[place], "o", ms=7, color=run_colour(place), mec="white", mew=0.8)
+  axes.set_xlabel("ImageNet-1K, top-1 (%)", fontsize=7.5, labelpad=2)
+  axes.set_ylabel("under shift, top-1 (%)", fontsize=7.5, labelpad=2)
+  if printed:
+    axes.legend(
+      loc="lower left",
+      bbox_to_anchor=(-0.02, 0.99),
+      ncols=len(printed),
+      fontsize=7,
+      frameon=False,
+      handletextpad=0.1,
+      columnspacing=0.9,
+    )
+  return png(figure)
+
+
+def _scale_by_odds(axes: Axes, fractions: np.ndarray) -> tuple[float, float]:
+  """Gives both axes one logit scale, with room around `fractions`; returns its ends."""
+  low, high = (scipy.special.logit(x) for x in (fractions.min(), fractions.max()))
+  low, high = (scipy.special.expit(x) for x in (low - 0.5, high + 0.5))
+  for scale, limits, axis in (
+    (axes.set_xscale, axes.set_xlim, axes.xaxis),
+    (axes.set_yscale, axes.set_ylim, axes.yaxis),
+  ):
+    scale("logit")
+    limits(low, high)
+    ticks = [p / 100 for p in _PERCENTS if low <= p / 100 <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}"))
+  return low, high
 
 
 def style(axes: Axes) -> None:

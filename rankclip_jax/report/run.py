@@ -1,20 +1,19 @@
 """Reads what a run left in its workdir. Knows no plots and no HTML."""
 
 import dataclasses
-import functools
 import json
-import math
 import shlex
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankclip_jax.evals import results
-
-EMBEDDINGS_FILE = "results/openmoji_embeddings.npz"
+from rankclip_jax.report import embeddings, measured, pictures
+from rankclip_jax.report.embeddings import Embeddings
+from rankclip_jax.report.logged import Curve, read_metrics
+from rankclip_jax.report.measured import Key, Result, Skip
+from rankclip_jax.report.pictures import Picture
 
 # What a workdir may hold: the file, and the `--config.mode` of main.py that writes it.
 PARTS: Mapping[str, tuple[str, str]] = {
@@ -22,57 +21,8 @@ PARTS: Mapping[str, tuple[str, str]] = {
   "environment": ("environment.json", "train"),
   "metrics": ("metrics.jsonl", "train"),
   "results": ("results/*.json", "eval"),
-  "embeddings": (EMBEDDINGS_FILE, "eval"),
+  "embeddings": ("results/*_embeddings.npz", "eval"),
 }
-
-# Keys of a metrics line that are no curves.
-_NOT_CURVES = ("step", "time")
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """One logged quantity; a step that was logged twice keeps its last value.
-
-  `steps` is int64 [points], rising; `values` is float64 [points], NaN for null.
-  """
-
-  steps: np.ndarray
-  values: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """One file of results: metrics are fractions or numbers, None is undefined."""
-
-  dataset: str
-  task: str
-  metrics: Mapping[str, float | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Embeddings:
-  """Held-out embeddings, L2-normalised, with what is needed to show the items."""
-
-  image: np.ndarray  # float32 [images, dim]
-  text: np.ndarray  # float32 [texts, dim]
-  image_of_text: np.ndarray  # int [texts]
-  captions: tuple[str, ...]  # [texts]
-  keys: tuple[str, ...]  # [images]
-  thumbnails: np.ndarray  # uint8 [images, height, width, 3]
-
-  @functools.cached_property
-  def main_text(self) -> np.ndarray:
-    """The text row of every image's main (first) caption [images]."""
-    return np.unique(self.image_of_text, return_index=True)[1]
-
-  @functools.cached_property
-  def index_of_key(self) -> dict[str, int]:
-    """The image row of every key."""
-    return {key: row for row, key in enumerate(self.keys)}
-
-  def main_caption(self, image: int) -> str:
-    """The main caption of an image row."""
-    return self.captions[self.main_text[image]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +36,17 @@ class Run:
   curves: Mapping[str, Curve]
   logged: tuple[float, float] | None  # first and last time of a line, Unix seconds
   results: tuple[Result, ...]
+  skipped: tuple[Skip, ...]
+  by_step: Mapping[Key, Curve]  # the results of each checkpoint
   embeddings: Embeddings | None
+  pictures: tuple[Picture, ...]
   absent: Mapping[str, str]
 
-  def command(self, mode: str) -> str:
+  def command(self, mode: str, *flags: str) -> str:
     """The command line that works on this run in `mode`."""
     workdir = shlex.quote(str(self.workdir))
-    return f"python main.py --config=... --workdir={workdir} --config.mode={mode}"
+    words = ["python main.py --config=...", f"--workdir={workdir}"]
+    return " ".join([*words, f"--config.mode={mode}", *flags])
 
   def setting(self, *paths: str) -> str | None:
     """The first of these dotted config paths that is set, as text; None if none is.
@@ -155,6 +109,39 @@ def read_run(workdir: Path, name: str) -> Run:
   """
   if not workdir.is_dir():
     raise ValueError(f"expected the workdir of a run, got {workdir}: no such folder")
+  absent = _absent(workdir)
+  curves, logged = {}, None
+  if "metrics" not in absent:
+    curves, logged = read_metrics(workdir / "metrics.jsonl")
+    if not curves:
+      absent["metrics"] = "holds no complete line yet"
+  config = {} if "config" in absent else _read_object(workdir / "config.json")
+  environment = {}
+  if "environment" not in absent:
+    environment = _read_object(workdir / "environment.json")
+  held_out = None
+  if "embeddings" not in absent:
+    held_out, why = _held_out(workdir / "results", config)
+    absent |= {"embeddings": why} if why else {}
+  done = measured.read_results(workdir / "results")
+  return Run(
+    name=name,
+    workdir=workdir,
+    config=config,
+    environment=environment,
+    curves=curves,
+    logged=logged,
+    results=done,
+    skipped=measured.read_skipped(workdir / "results", done),
+    by_step=measured.read_steps(workdir / "results"),
+    embeddings=held_out,
+    pictures=pictures.read(workdir),
+    absent=absent,
+  )
+
+
+def _absent(workdir: Path) -> dict[str, str]:
+  """The parts that a workdir does not have, and why; not all of them."""
   absent = {
     part: "is missing"
     for part, (pattern, _) in PARTS.items()
@@ -166,147 +153,21 @@ def read_run(workdir: Path, name: str) -> Run:
       f"expected the workdir of a run, got {workdir}, which holds none of {files};"
       " give the folder that was passed to main.py as --workdir"
     )
-  curves, logged = {}, None
-  if "metrics" not in absent:
-    curves, logged = read_metrics(workdir / "metrics.jsonl")
-    if not curves:
-      absent["metrics"] = "holds no complete line yet"
-  embeddings = None
-  if "embeddings" not in absent:
-    embeddings = read_embeddings(workdir / EMBEDDINGS_FILE)
-    if not (np.isfinite(embeddings.image).all() and np.isfinite(embeddings.text).all()):
-      # A run that diverged still deserves a page with its curves.
-      embeddings, absent["embeddings"] = None, "holds values that are not finite"
-  return Run(
-    name=name,
-    workdir=workdir,
-    config={} if "config" in absent else _read_object(workdir / "config.json"),
-    environment=(
-      {} if "environment" in absent else _read_object(workdir / "environment.json")
-    ),
-    curves=curves,
-    logged=logged,
-    results=_read_results(workdir / "results"),
-    embeddings=embeddings,
-    absent=absent,
-  )
+  return absent
 
 
-def read_metrics(path: Path) -> tuple[dict[str, Curve], tuple[float, float] | None]:
-  """Reads metrics.jsonl into curves by key, and its first and last time.
-
-  A last line that does not parse is left out: the run may be writing it.
-
-  Raises:
-    ValueError: any other line is broken; names the file and the line's number.
-  """
-  lines = path.read_bytes().split(b"\n")
-  while lines and not lines[-1].strip():
-    lines.pop()
-  points: dict[str, dict[int, float]] = {}
-  times: list[float] = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      record = json.loads(line)
-    except ValueError as error:  # also what bytes that are no UTF-8 raise
-      if number == len(lines):
-        break
-      raise ValueError(f"{path}, line {number}: not a JSON object: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-      raise ValueError(
-        f"{path}, line {number}: expected an object with an integer 'step',"
-        f" got {line[:80].decode(errors='replace')}"
-      )
-    if isinstance(record.get("time"), int | float):
-      times.append(record["time"])
-    for key, value in record.items():
-      if key in _NOT_CURVES:
-        continue
-      points.setdefault(key, {})[record["step"]] = _number(value, key, path, number)
-  curves = {}
-  for key, by_step in points.items():
-    steps = sorted(by_step)
-    values = np.array([by_step[step] for step in steps], np.float64)
-    curves[key] = Curve(np.array(steps, np.int64), values)
-  return curves, (min(times), max(times)) if times else None
-
-
-def _number(value: object, key: str, path: Path, line: int) -> float:
-  if value is None:
-    return math.nan
-  if isinstance(value, int | float):
-    return float(value)
-  raise ValueError(f"{path}, line {line}: expected a number for {key!r}, got {value!r}")
-
-
-def read_embeddings(path: Path) -> Embeddings:
-  """Reads and checks the arrays of held-out embeddings.
-
-  Raises:
-    ValueError: an array is missing or does not fit the others.
-  """
-  names = [field.name for field in dataclasses.fields(Embeddings)]
-  try:
-    # Opened here: np.load leaves a file open that turns out to be broken.
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-      absent = [name for name in names if name not in file]
-      if absent:
-        raise ValueError(f"expected the arrays {names}, got none named {absent}")
-      arrays = {name: file[name] for name in names}
-    _check_embeddings(**arrays)
-  except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-    raise ValueError(f"{path}: {error}; evaluate the run again") from error
-  return Embeddings(
-    image=arrays["image"],
-    text=arrays["text"],
-    image_of_text=arrays["image_of_text"],
-    captions=tuple(map(str, arrays["captions"])),
-    keys=tuple(map(str, arrays["keys"])),
-    thumbnails=arrays["thumbnails"],
-  )
-
-
-def _check_embeddings(
-  *,
-  image: np.ndarray,
-  text: np.ndarray,
-  image_of_text: np.ndarray,
-  captions: np.ndarray,
-  keys: np.ndarray,
-  thumbnails: np.ndarray,
-) -> None:
-  if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
-    raise ValueError(
-      "expected image [images, dim] and text [texts, dim],"
-      f" got {list(image.shape)} and {list(text.shape)}"
-    )
-  images, texts = len(image), len(text)
-  if images == 0:
-    raise ValueError("expected at least one image, got none")
-  if image_of_text.shape != (texts,) or captions.shape != (texts,):
-    raise ValueError(
-      f"expected image_of_text and captions [{texts}], one for each text,"
-      f" got {list(image_of_text.shape)} and {list(captions.shape)}"
-    )
-  if not np.array_equal(np.unique(image_of_text), np.arange(images)):
-    raise ValueError(
-      f"expected image_of_text to name each of the {images} images at least once,"
-      f" got {len(np.unique(image_of_text))} different values"
-    )
-  if keys.shape != (images,) or len(np.unique(keys)) != images:
-    raise ValueError(
-      f"expected {images} different keys, one for each image,"
-      f" got shape {list(keys.shape)} with {len(np.unique(keys))} different ones"
-    )
-  if (
-    thumbnails.dtype != np.uint8
-    or thumbnails.ndim != 4
-    or (len(thumbnails), thumbnails.shape[3]) != (images, 3)
-  ):
-    raise ValueError(
-      f"expected thumbnails uint8 [{images}, height, width, 3],"
-      f" got {thumbnails.dtype} {list(thumbnails.shape)}"
-    )
+def _held_out(
+  directory: Path, config: Mapping[str, Any]
+) -> tuple[Embeddings | None, str]:
+  """The embeddings to show, or why there are none to show."""
+  path = embeddings.find(directory, config)
+  if path is None:
+    return None, "are several, and config.json names none of them as what is held out"
+  held_out = embeddings.read(path)
+  if not (np.isfinite(held_out.image).all() and np.isfinite(held_out.text).all()):
+    # A run that diverged still deserves a page with its curves.
+    return None, "holds values that are not finite"
+  return held_out, ""
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -317,18 +178,3 @@ def _read_object(path: Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
   return value
-
-
-def _read_results(directory: Path) -> tuple[Result, ...]:
-  found = []
-  for record in results.read_all(directory):
-    dataset, task, metrics = (record[key] for key in results.REQUIRED_KEYS)
-    if not isinstance(metrics, dict) or not all(
-      value is None or isinstance(value, int | float) for value in metrics.values()
-    ):
-      raise ValueError(
-        f"{directory}: expected numbers or null as metrics of {dataset}, {task},"
-        f" got {metrics!r}"
-      )
-    found.append(Result(str(dataset), str(task), metrics))
-  return tuple(found)

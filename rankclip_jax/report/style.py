@@ -47,6 +47,30 @@ tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
   white-space: nowrap; }
 .results th[scope=col] { min-width: 7.5rem; max-width: 13rem; white-space: normal; }
 .results .group th { padding-top: 1.1rem; font-weight: 600; color: var(--ink); }
+.paper, .matrix, .behind { font-size: .84rem; }
+.paper th, .paper td { padding: .2rem .55rem .2rem 0; text-align: right;
+  white-space: nowrap; }
+.paper .first { padding-left: 1.1rem; }
+.paper thead th[scope=colgroup] { padding-left: 1.1rem; text-align: center;
+  font-weight: 600; }
+.paper thead th[scope=colgroup], .matrix thead th { vertical-align: bottom; }
+.paper th[scope=row], .matrix .name { position: sticky; left: 0; background: #fff;
+  background-clip: padding-box; }
+.paper thead th { color: var(--soft); font-weight: 500; }
+.paper th[scope=row] { padding-right: 1.2rem; text-align: left; }
+.paper .printed td, .paper .difference td { color: var(--soft); }
+.paper .ours th, .paper .ours td { border-bottom-color: transparent; font-weight: 600;
+  color: var(--ink); }
+.matrix th, .matrix td { padding: .2rem 0 .2rem 1.4rem; text-align: right; }
+.matrix td { white-space: nowrap; }
+.matrix thead th { max-width: 8rem; color: var(--soft); font-weight: 500; }
+.matrix .name { padding-left: 0; text-align: left; color: var(--ink);
+  overflow-wrap: normal; }
+.matrix .of-run { text-align: left; }
+.matrix .of-run .run { font-weight: 400; color: var(--ink); }
+.matrix .inner { border-bottom-color: transparent; }
+.behind td:nth-child(2) { white-space: nowrap; }
+details ul { margin: .4rem 0 0; padding-left: 1.2rem; }
 details { margin-top: .6rem; font-size: .88rem; }
 summary { color: var(--soft); cursor: pointer; }
 details .wide { margin-top: .6rem; }
@@ -76,6 +100,7 @@ figcaption b { font-weight: 500; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr));
   gap: 1.6rem; }
 .maps figure { max-width: 36rem; }
+.maps + .note { margin-top: .8rem; }
 
 .query { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr); gap: 1.2rem;
   padding: .9rem 0; border-top: 1px solid var(--line); break-inside: avoid; }
@@ -115,6 +140,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line)
   tbody th { white-space: normal; overflow-wrap: anywhere; }
   .results td, .results th[scope=col] { min-width: 5.5rem; padding-left: .6rem; }
   .results th[scope=row] { padding: .28rem 0; line-height: 1.3; }
+  .matrix th, .matrix td { padding-left: .7rem; }
+  .matrix .of-run { min-width: 6rem; }
+  .paper th[scope=row] { padding-right: .4rem; }
   .query { grid-template-columns: minmax(0, 1fr); gap: .7rem; }
   .own { display: flex; gap: .8rem; align-items: center; }
   .own p { margin: 0; }

@@ -42,7 +42,9 @@ def embed(cfg: Config, workdir: pathlib.Path) -> str:
   began = time.monotonic()
   folder = start.path_of(cfg.embed.images)
   paths = pictures_below(folder) if cfg.embed.images else []
-  texts = read_texts(start.path_of(cfg.embed.texts)) if cfg.embed.texts else []
+  texts = []
+  if cfg.embed.texts:
+    texts = read_texts(start.path_of(cfg.embed.texts), "config.embed.texts")
   if not paths and not texts:
     raise ValueError(
       "There is nothing to embed; give --config.embed.images=FOLDER, "
@@ -109,16 +111,22 @@ def pictures_below(folder: pathlib.Path) -> list[str]:
   return found
 
 
-def read_texts(path: pathlib.Path) -> list[str]:
+def read_texts(path: pathlib.Path, setting: str) -> list[str]:
   """The lines of a UTF-8 file.
+
+  Args:
+    path: of the file.
+    setting: that names it, for errors.
 
   Raises:
     ValueError: if there is no such file, or no text in it; with its number, if a line is
       empty or not UTF-8.
   """
   if not path.is_file():
-    raise ValueError(f"config.embed.texts={path} is no file; give one text a line.")
+    raise ValueError(f"{setting}={path} is no file; give one text a line.")
   lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+  if lines == [b""]:
+    raise ValueError(f"{setting}={path} is empty; give one text a line.")
   texts = []
   for number, line in enumerate(lines, 1):
     try:

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,10 @@ from flax.traverse_util import flatten_dict
 
 from rankclip_jax import inference, start
 from rankclip_jax.config import Config
-from rankclip_jax.search import embedding, panel
+from rankclip_jax.interop import Weights
+from rankclip_jax.search import embedding, models, panel, queries, side_by_side
 
 _NEEDED = ("image", "image_paths", "image_folder", "model", "source")
-_NAME_LENGTH = 60  # characters of a panel's file name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,36 +29,129 @@ class Index:
   source: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """What a model has embedded: pictures, and the queries, [queries, dim] of length 1."""
+
+  name: str
+  index: Index
+  queries: np.ndarray
+
+
 def search(cfg: Config, workdir: pathlib.Path) -> str:
-  """Draws a panel of the hits in `workdir/search`; returns a table of them.
+  """Draws a panel of every query's hits in `workdir/search`; returns tables of them.
 
   Raises:
-    ValueError: if there is no query, its picture cannot be read, or the embeddings are
-      missing, damaged, or of another model.
+    ValueError: if there is no query, its picture cannot be read, or the embeddings of a
+      model are missing, damaged, of another model, or of other pictures.
   """
-  query = cfg.search.query.strip()
-  if not query:
-    raise ValueError(
-      "There is no query; give --config.search.query=TEXT or the path of a picture."
-    )
-  picture = _picture_of(query)
-  index = read(start.path_of(cfg.search.embeddings or workdir / embedding.DEFAULT))
-  model = embedding.model_of(cfg, workdir)
-  check_same_model(index, model)
-  encoded = model.encode_image(picture) if picture else model.encode_text(query)
-  places, cosines = nearest(index.image, encoded[0], cfg.search.top)
-  folder = start.path_of(cfg.embed.images) if cfg.embed.images else index.folder
-  hits = [
+  asked = queries.asked(cfg.search)
+  compared = models.each(cfg, workdir, cfg.search.compare, "config.search.compare")
+  answers = [_answers(cfg, workdir, asked, *model) for model in compared]
+  said, answers = of_shared_pictures(answers)
+  own = answers[0].index
+  folder = start.path_of(cfg.embed.images) if cfg.embed.images else own.folder
+  (workdir / "search").mkdir(exist_ok=True)
+  for place, query in enumerate(asked):
+    lines = [
+      panel.Line(each.name, hits(each.index, each.queries[place], cfg.search.top, folder))
+      for each in answers
+    ]
+    shown, among = query.picture or query.text, len(own.paths)
+    drawn = workdir / "search" / f"{query.name}.png"
+    if len(lines) == 1:
+      panel.draw(shown, lines[0].hits, among=among).save(drawn)
+    else:
+      side_by_side.draw(shown, lines, among=among).save(drawn)
+    said += [f"Query: {embedding.printable(query.text)}"] if len(asked) > 1 else []
+    said += [*_table(lines), f"Panel: {drawn}"]
+  return "\n".join(said)
+
+
+def hits(
+  index: Index, query: np.ndarray, top: int, folder: pathlib.Path
+) -> list[panel.Hit]:
+  """The `top` pictures nearest to an embedded query; their files lie in `folder`."""
+  places, cosines = nearest(index.image, query, top)
+  return [
     panel.Hit(rank, float(cosine), index.paths[place], folder / index.paths[place])
     for rank, (place, cosine) in enumerate(zip(places, cosines, strict=True), 1)
   ]
-  drawn = workdir / "search" / f"{_file_name(picture.stem if picture else query)}.png"
-  drawn.parent.mkdir(exist_ok=True)
-  panel.draw(picture or query, hits, among=len(index.paths)).save(drawn)
-  rows = [
-    f"{hit.rank:4}  {hit.cosine:7.4f}  {embedding.printable(hit.name)}" for hit in hits
-  ]
-  return "\n".join(["rank   cosine  picture", *rows, f"Panel: {drawn}"])
+
+
+def of_shared_pictures(answers: list[Answers]) -> tuple[list[str], list[Answers]]:
+  """The same with the pictures that all models have embedded, by their relative paths.
+
+  Returns:
+    What is to be said of it, and the answers, all with the first one's order of paths.
+
+  Raises:
+    ValueError: if they have no picture in common.
+  """
+  first = answers[0].index
+  shared = set(first.paths).intersection(*(a.index.paths for a in answers[1:]))
+  if not shared:
+    counts = ", ".join(f"{a.name} {len(a.index.paths):,}" for a in answers)
+    raise ValueError(
+      f"The models have embedded no picture in common ({counts}, as {first.paths[0]} and "
+      f"{answers[-1].index.paths[0]}); embed the same folder with all of them."
+    )
+  said = []
+  if any(len(a.index.paths) > len(shared) for a in answers):
+    counts = ", ".join(f"{len(a.index.paths):,} of {a.name}" for a in answers)
+    said.append(f"Searched: the {len(shared):,} pictures that all have ({counts}).")
+  folders = sorted({str(a.index.folder) for a in answers})
+  if len(folders) > 1:
+    said.append(f"Of the same names, and so taken for the same: {', '.join(folders)}.")
+  order = [path for path in first.paths if path in shared]
+  return said, [dataclasses.replace(a, index=_only(a.index, order)) for a in answers]
+
+
+def _only(index: Index, paths: list[str]) -> Index:
+  place = {path: i for i, path in enumerate(index.paths)}
+  image = index.image[[place[path] for path in paths]]
+  return dataclasses.replace(index, image=image, paths=paths)
+
+
+def _answers(
+  cfg: Config,
+  workdir: pathlib.Path,
+  asked: Sequence[queries.Query],
+  name: str,
+  place: pathlib.Path,
+  weights: Weights,
+) -> Answers:
+  """The embeddings in a model's place, and the queries as it embeds them."""
+  beside = place.with_suffix(".npz") if place.is_file() else place / embedding.DEFAULT
+  if place == workdir:
+    index = read(start.path_of(cfg.search.embeddings or beside))
+  else:
+    index = read(beside, str(place))
+  model = inference.Model(weights, batch_size=cfg.eval.batch_size)
+  check_same_model(index, model)
+  out = np.zeros((len(asked), model.size.embed_dim), np.float32)
+  texts = [i for i, query in enumerate(asked) if not query.picture]
+  pictures = [i for i, query in enumerate(asked) if query.picture]
+  if texts:
+    out[texts] = model.encode_text([asked[i].text for i in texts])
+  if pictures:
+    out[pictures] = model.encode_image([asked[i].picture for i in pictures])
+  return Answers(name, index, out)
+
+
+def _table(lines: Sequence[panel.Line]) -> list[str]:
+  """The hits of one query; with several models, marked where all have found them."""
+  shared = side_by_side.shared(lines) if len(lines) > 1 else set()
+  rows = []
+  for line in lines:
+    rows += [f"{line.name}:"] if len(lines) > 1 else []
+    rows += ["rank   cosine  picture"]
+    for hit in line.hits:
+      mark = "  (found by all)" if hit.name in shared else ""
+      rows.append(
+        f"{hit.rank:4}  {hit.cosine:7.4f}  {embedding.printable(hit.name)}{mark}"
+      )
+  return rows
 
 
 def nearest(
@@ -78,14 +169,23 @@ def nearest(
   return order, cosines[order]
 
 
-def read(path: pathlib.Path) -> Index:
+def read(path: pathlib.Path, model: str = "") -> Index:
   """What mode=embed wrote to `path`.
+
+  Args:
+    path: of the file.
+    model: that has to be named to mode=embed; "" is the config's own.
 
   Raises:
     ValueError: if there is no such file, it is damaged or something else, or holds no
       pictures.
   """
   remedy = "write it with --config.mode=embed --config.embed.images=FOLDER"
+  if model:
+    remedy += (
+      f" --config.embed.output={path}, and --workdir={model} for a run or "
+      f"--config.init.weights={model} for other weights"
+    )
   if not path.is_file():
     raise ValueError(f"There are no embeddings {path}; {remedy}.")
   try:
@@ -140,22 +240,3 @@ def check_same_model(index: Index, model: inference.Model) -> None:
     "made with by --config.eval.checkpoint=STEP, or by --config.init.weights=PATH and a "
     "--workdir without checkpoints (--config.search.embeddings names this file there)."
   )
-
-
-def _picture_of(query: str) -> pathlib.Path | None:
-  """The query as a path, if it is one; None for a text."""
-  path = os.path.expanduser(query)
-  if os.path.isfile(path):
-    return pathlib.Path(path)
-  if path.lower().endswith(embedding.SUFFIXES):
-    raise ValueError(
-      f"config.search.query={query} ends like a picture, and there is no such file; give "
-      "the path of one, or a text."
-    )
-  return None
-
-
-def _file_name(query: str) -> str:
-  """The letters and digits of a query, as the name of a file."""
-  words = re.findall(r"\w+", embedding.printable(query))
-  return "-".join(words)[:_NAME_LENGTH] or "query"

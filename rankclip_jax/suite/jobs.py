@@ -1,6 +1,7 @@
 """Which tasks there are, which of them are this job's, and what the jobs left out."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rankclip_jax.suite import tasks
 
 RESULTS = "results"
 _SKIPPED = "skipped"
+_STEP = "step_"
 _EVERY = "all"
 
 
@@ -30,22 +32,39 @@ def whole(cfg: Config) -> list[tuple[str, tasks.Name]]:
   Raises:
     ValueError: for a name that is no data set, or one that is named twice.
   """
-  names = [_known(name) for name in _names(cfg)]
-  if twice := sorted({name for name in names if names.count(name) > 1}):
-    raise ValueError(f"config.eval.datasets names {', '.join(twice)} more than once.")
-  return [(name, task) for name in names for task in _tasks(name, cfg)]
+  return list(itertools.chain(*_groups(cfg)))
 
 
 def mine(cfg: Config) -> list[tuple[str, tasks.Name]]:
-  """Every `eval.num_shards`th of them, from `eval.shard` on."""
-  return whole(cfg)[cfg.eval.shard :: cfg.eval.num_shards]
+  """This job's, of which those that share costly embeddings stay together.
+
+  Raises:
+    ValueError: as `whole`.
+  """
+  return list(itertools.chain(*_groups(cfg)[cfg.eval.shard :: cfg.eval.num_shards]))
 
 
-def note_skipped(
-  workdir: pathlib.Path, shard: int, num_shards: int, skipped: Sequence[Skip]
-) -> None:
-  """Writes down what a job left out; an empty list says that nothing was."""
-  path = workdir / RESULTS / _SKIPPED / f"{shard}_of_{num_shards}.json"
+def of_step(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  """Where the results of a checkpoint go."""
+  return workdir / RESULTS / f"{_STEP}{step}"
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  """The checkpoints that have results, ascending."""
+  names = [
+    path.name.removeprefix(_STEP) for path in (workdir / RESULTS).glob(f"{_STEP}*")
+  ]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def note_begun(workdir: pathlib.Path, shard: str) -> None:
+  """Takes back that a job (`i_of_n`) has ended, which it may have with other weights."""
+  _note(workdir, shard).unlink(missing_ok=True)
+
+
+def note_skipped(workdir: pathlib.Path, shard: str, skipped: Sequence[Skip]) -> None:
+  """Writes down what a job (`i_of_n`) left out; an empty list says that nothing was."""
+  path = _note(workdir, shard)
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [dataclasses.asdict(skip) for skip in skipped]
   results.write_text(path, json.dumps(lines, indent=2) + "\n")
@@ -57,14 +76,17 @@ def skipped(workdir: pathlib.Path, num_shards: int) -> list[Skip]:
   Raises:
     ValueError: naming jobs that have not ended.
   """
-  folder = workdir / RESULTS / _SKIPPED
-  paths = [folder / f"{shard}_of_{num_shards}.json" for shard in range(num_shards)]
+  paths = [_note(workdir, f"{shard}_of_{num_shards}") for shard in range(num_shards)]
   if missing := [shard for shard, path in enumerate(paths) if not path.is_file()]:
     raise ValueError(
       f"Jobs {missing} of {num_shards} have not ended in {workdir}; run each with "
       f"--config.eval.shard=i --config.eval.num_shards={num_shards}, then merge."
     )
   return [Skip(**x) for path in paths for x in json.loads(path.read_text())]
+
+
+def _note(workdir: pathlib.Path, shard: str) -> pathlib.Path:
+  return workdir / RESULTS / _SKIPPED / f"{shard}.json"
 
 
 def _names(cfg: Config) -> list[str]:
@@ -78,8 +100,25 @@ def _known(name: str) -> str:
   return name if pathlib.Path(name).expanduser().is_dir() else table.find(name).name
 
 
-def _tasks(name: str, cfg: Config) -> list[tasks.Name]:
+def _groups(cfg: Config) -> list[list[tuple[str, tasks.Name]]]:
+  """The tasks of all data sets, together where they embed the same."""
+  names = [_known(name) for name in _names(cfg)]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise ValueError(f"config.eval.datasets names {', '.join(twice)} more than once.")
+  return [
+    [(name, task) for task in group] for name in names for group in _tasks(name, cfg)
+  ]
+
+
+def _tasks(name: str, cfg: Config) -> list[tuple[tasks.Name, ...]]:
   if opening.named(name).task == "retrieval":
-    return ["zeroshot_retrieval"]
-  probed = cfg.eval.probe != "none"
-  return ["zeroshot_classification", *(["linear_probe"] if probed else [])]
+    return [("zeroshot_retrieval", "geometry")]
+  groups: list[tuple[tasks.Name, ...]] = [("zeroshot_classification",)]
+  match cfg.eval.probe != "none", bool(cfg.eval.few_shot):
+    case True, True:
+      groups.append(("linear_probe", "few_shot_probe"))
+    case True, False:
+      groups.append(("linear_probe",))
+    case False, True:
+      groups.append(("few_shot_probe",))
+  return groups

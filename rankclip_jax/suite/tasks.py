@@ -1,32 +1,46 @@
-"""What is measured of a model on a data set: one function a task of CLIP_benchmark."""
+"""What is measured of a model on a data set: one function a task; `probing` has more."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from rankclip_jax.data.benchmarks import opening
+from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.data.benchmarks.table import BENCHMARKS, Split
-from rankclip_jax.evals import classification, retrieval, zero_shot
+from rankclip_jax.evals import classification, geometry, retrieval, zero_shot
 from rankclip_jax.inference import Model
-from rankclip_jax.probes import released, sweep
-from rankclip_jax.probes.probe import Probe
-from rankclip_jax.suite import features
+from rankclip_jax.suite import features, predictions
 from rankclip_jax.suite.features import Features
+from rankclip_jax.together import of_all, together
 
-Name = Literal["zeroshot_classification", "zeroshot_retrieval", "linear_probe"]
+Name = Literal[
+  "zeroshot_classification",
+  "zeroshot_retrieval",
+  "geometry",
+  "linear_probe",
+  "few_shot_probe",
+]
 Protocol = Literal["released", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """Metrics by CLIP_benchmark's names, and what it has no place for."""
+  """Metrics by CLIP_benchmark's names, and what it has no place for.
+
+  Attributes:
+    metrics: by name.
+    extras: what JSON can hold.
+    predictions: arrays, where they were asked for, of process 0.
+  """
 
   metrics: Mapping[str, float | None]
   extras: Mapping[str, Any]
+  predictions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +52,60 @@ class Setting:
     where: of the data sets.
     cache: a folder for embeddings.
     protocol: of linear probes.
-    seed: of what they draw.
+    shots: examples a class, of few-shot probes.
+    shot_seeds: draws of them.
+    seed: of what probes draw.
+    predictions: whether they are wanted.
   """
 
   model: Model
   where: opening.Options
   cache: pathlib.Path
   protocol: Protocol = "sweep"
+  shots: tuple[int, ...] = ()
+  shot_seeds: int = 3
   seed: int = 0
+  predictions: bool = False
+
+  def open(self, name: str, split: Split = "test") -> Opened:
+    """Opens a split on every process.
+
+    Raises:
+      NotPrepared: on all of them, if it is there on none.
+      ValueError: on all, if it has a defect, or is there on some only.
+    """
+
+    def attempt() -> Opened | NotPrepared:
+      try:
+        return opening.open_benchmark(name, split, self.where)
+      except NotPrepared as missing:
+        return missing
+
+    found = together(attempt)
+    absent = of_all(isinstance(found, NotPrepared))
+    if not absent.all() and absent.any():
+      raise ValueError(
+        f"{name}: process {int(np.argmax(absent))} does not find it, and process "
+        f"{int(np.argmin(absent))} does; put it where all of them see it."
+      )
+    if isinstance(found, NotPrepared):
+      raise found
+    return found
+
+  def other(self, test: Opened, split: Split) -> Opened:
+    """Another split of the data set; raises as `open`."""
+    name = test.where if test.benchmark.name not in BENCHMARKS else test.benchmark.name
+    return self.open(name, split)
 
   def embedded(self, opened: Opened) -> Features:
     return features.of_split(self.model, opened, self.cache)
+
+  def predicted(
+    self, make: Callable[[], Mapping[str, np.ndarray]]
+  ) -> Mapping[str, np.ndarray]:
+    """What `make` gives, where it is wanted; process 0 writes it, and makes it alone."""
+    wanted = self.predictions and jax.process_index() == 0
+    return together(lambda: make() if wanted else {})
 
 
 def zeroshot_classification(setting: Setting, test: Opened) -> Found:
@@ -59,15 +116,9 @@ def zeroshot_classification(setting: Setting, test: Opened) -> Found:
       '--config.eval.templates=FILE, one a line, such as "a photo of a {c}."'
     )
   found = setting.embedded(test)
-  weights = zero_shot.classifier(
-    setting.model.encode_text,
-    test.classes,
-    test.templates,
-    allow_duplicates=bool(test.benchmark.duplicates),
-  )
-  outcomes = zero_shot.outcomes(
-    found.unit, found.labels, weights, scale=setting.model.logit_scale
-  )
+  weights = features.of_classes(setting.model, test, setting.cache)
+  scale = setting.model.logit_scale
+  outcomes = zero_shot.outcomes(found.unit, found.labels, weights, scale=scale)
   confusions = classification.confusions(outcomes)
   extras = {
     "calibration_error": classification.calibration_error(outcomes),
@@ -75,82 +126,52 @@ def zeroshot_classification(setting: Setting, test: Opened) -> Found:
     "classes": len(test.classes),
     "templates": len(test.templates),
   }
-  return Found(classification.evaluate(outcomes), extras | _speed(found))
+  predicted = setting.predicted(
+    lambda: predictions.of_classes(
+      keys_of(test), found.labels, found.unit, weights, scale=scale
+    )
+  )
+  return Found(classification.evaluate(outcomes), extras | speed(found), predicted)
 
 
 def zeroshot_retrieval(setting: Setting, test: Opened) -> Found:
   """Recall, median and mean rank in both directions."""
-  found = setting.embedded(test)
-  # Pictures are not looked at here; whatever has captions is read once more.
-  captions = [test.source[i].captions for i in range(len(test.source))]
-  owner = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
-  text = setting.model.encode_text([text for each in captions for text in each])
-  extras = {"captions": len(text)} | _speed(found)
-  return Found(retrieval.evaluate(found.unit, text, owner), extras)
-
-
-def linear_probe(setting: Setting, test: Opened) -> Found:
-  """Accuracy of a linear classifier of the image embeddings.
-
-  Protocol `released` takes them as they are (CyCLIP's code), `sweep` L2-normalised
-  (CLIP_benchmark's).
-  """
-  fit = {"released": _released, "sweep": _swept}[setting.protocol]
-  probe, examples = fit(setting, test)
-  found = setting.embedded(test)
-  features = found.image if setting.protocol == "released" else found.unit
-  outcomes = classification.of_linear(features, found.labels, probe.weights, probe.bias)
-  metrics = classification.evaluate(outcomes)
-  extras = {"train_examples": examples} | _facts(probe, setting.protocol) | _speed(found)
-  return Found({f"lp_{name}": value for name, value in metrics.items()}, extras)
-
-
-def _released(setting: Setting, test: Opened) -> tuple[Probe, int]:
-  """A probe of the training examples, and their number."""
-  train = setting.embedded(_opened(setting, test, "trainval"))
-  classes = len(test.classes)
-  probe = released.fit(train.image, train.labels, classes=classes, seed=setting.seed)
-  return probe, len(train.labels)
-
-
-def _swept(setting: Setting, test: Opened) -> tuple[Probe, int]:
-  """The same, of which some chose the strength."""
-  train, val = (
-    setting.embedded(_opened(setting, test, split)) for split in ("train", "val")
+  found, text, owner = _captioned(setting, test)
+  extras = {"captions": len(text)} | speed(found)
+  predicted = setting.predicted(
+    lambda: predictions.of_retrieval(keys_of(test), owner, found.unit, text)
   )
-  by_class = test.benchmark.metric == "mean_per_class_recall"
-  probe = sweep.fit(
-    train.unit,
-    train.labels,
-    classes=len(test.classes),
-    validation=(val.unit, val.labels),
-    seed=setting.seed,
-    metric="mean_per_class_recall" if by_class else "acc1",
-  )
-  return probe, len(train.labels) + len(val.labels)
+  return Found(retrieval.evaluate(found.unit, text, owner), extras, predicted)
 
 
-def _opened(setting: Setting, test: Opened, split: Split) -> Opened:
-  """Another split of the data set."""
-  name = test.where if test.benchmark.name not in BENCHMARKS else test.benchmark.name
-  return opening.open_benchmark(name, split, setting.where)
+def geometry_of_pairs(setting: Setting, test: Opened) -> Found:
+  """How pictures and their first captions lie on the sphere, and order each other."""
+  found, text, owner = _captioned(setting, test)
+  first = np.unique(owner, return_index=True)[1]
+  extras = {"pairs": len(first), "captions": "each picture's first"} | speed(found)
+  return Found(geometry.evaluate(found.unit, text[first]), extras)
 
 
-def _facts(probe: Probe, protocol: Protocol) -> dict[str, Any]:
-  facts = {"protocol": protocol, "train_loss": probe.final_loss}
-  if protocol == "released":
-    return facts
-  return facts | {
-    "strength": probe.strength,
-    "converged": probe.converged,
-    "strengths": probe.strengths.tolist(),
-    "validation": probe.validation.tolist(),
-  }
+def keys_of(opened: Opened) -> list[str]:
+  """Of all examples; reads the data once more, but looks at no picture."""
+  return [opened.source[i].key for i in range(len(opened.source))]
 
 
-def _speed(found: Features) -> dict[str, Any]:
+def speed(found: Features) -> dict[str, Any]:
+  """How many pictures were embedded, and how fast if it was now."""
   count = len(found.labels)
   return {
     "images": count,
     "images_per_second": count / found.seconds if found.seconds else None,
   }
+
+
+def _captioned(setting: Setting, test: Opened) -> tuple[Features, np.ndarray, np.ndarray]:
+  """Pictures, captions [captions, dim] L2-normalised, and the picture of each."""
+  found = setting.embedded(test)
+  # Pictures are not looked at here; whatever has captions is read once more.
+  captions = together(lambda: [test.source[i].captions for i in range(len(test.source))])
+  owner = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
+  flat = [text for each in captions for text in each]
+  text = features.of_texts(setting.model, flat, setting.cache, test.benchmark.name)
+  return found, text, owner

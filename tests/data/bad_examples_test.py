@@ -47,6 +47,24 @@ def test_a_run_that_goes_on_notes_nothing_twice(tmp_path):
   assert len(list(copy.lines())) == 2
 
 
+def test_the_summary_is_of_all_processes(tmp_path):
+  for name, keys in (("bad_examples.jsonl", "12"), ("bad_examples.1.jsonl", "23")):
+    for key in keys:
+      BadExamples(tmp_path / name)(bad(key))
+  summary = BadExamples(tmp_path / "bad_examples.jsonl").summary()
+  assert summary.startswith("3 bad examples or shards were met (3 undecodable picture")
+  assert summary.endswith("all are in bad_examples.1.jsonl, bad_examples.jsonl.")
+
+
+def test_a_run_that_goes_on_counts_on():
+  first = Allowance(0.01, "bad.jsonl")
+  first.count(990, 10)
+  assert first.so_far == {"read": 1000, "bad": 10}
+  again = Allowance(0.01, "bad.jsonl", first.so_far)
+  with pytest.raises(ValueError, match=r"11 of 1001 examples .* allows 1.0%"):
+    again.count(0, 1)
+
+
 def test_threads_share_the_file(tmp_path):
   note = BadExamples(tmp_path / "bad.jsonl")
   with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,9 @@
+import csv
+import io
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rankclip_jax.data.csv_header import MAX_RECORD, Header, read_header
 from tests.data.examples import put
@@ -52,3 +57,40 @@ def test_columns_may_be_named(tmp_path):
     (name,) = keys.values()
     with pytest.raises(ValueError, match=f"one (column )?of {name}.* got 'image;alt, te"):
       read_header(path, **keys)
+
+
+NAME = st.text(
+  st.sampled_from(",;|\t\"'\n ") | st.characters(codec="utf-8", exclude_characters="\r"),
+  max_size=8,
+).filter(lambda name: name not in ("image", "filepath", "title", "caption"))
+
+
+@given(
+  others=st.lists(NAME, max_size=5),
+  image=st.sampled_from(["image", "filepath"]),
+  caption=st.sampled_from(["caption", "title"]),
+  delimiter=st.sampled_from(",\t;|"),
+  quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+  end=st.sampled_from(["\n", "\r\n"]),
+  bom=st.booleans(),
+  draw=st.data(),
+)
+@settings(
+  max_examples=150,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_columns_are_found_among_any_others(
+  tmp_path, others, image, caption, delimiter, quoting, end, bom, draw
+):
+  names = draw.draw(st.permutations([*others, image, caption]))
+  out = io.StringIO(newline="")
+  csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end).writerow(
+    names
+  )
+  first = out.getvalue().encode("utf-8-sig" if bom else "utf-8")
+  row = delimiter.join("x" * len(names)).encode()
+  header = read_header(put(tmp_path / "a.csv", first + row))
+  assert header == Header(
+    delimiter, len(names), names.index(image), names.index(caption), len(first)
+  )

@@ -1,4 +1,5 @@
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_processes_that_die_are_an_error(folder, monkeypatch):
   monkeypatch.setattr(tar_indices, "_build_and_store", die)
   with pytest.raises(ValueError, match="if __name__ == .*workers=1"):
     open_indices(paths(folder), workers=2)
+
+
+def interrupt(path, cache):
+  """What a terminal does to every process of it."""
+  os.kill(os.getpid(), signal.SIGINT)
+  return tar_indices._build_and_store(path, cache)
+
+
+def test_processes_leave_ctrl_c_to_their_parent(folder, monkeypatch):
+  monkeypatch.setattr(tar_indices, "_build_and_store", interrupt)
+  assert sorted(counts(open_indices(paths(folder), workers=2))) == list(range(1, 10))
 
 
 def test_tars_that_are_not_there_are_named_up_to_five(folder):

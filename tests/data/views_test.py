@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankclip_jax.data import transforms
+from rankclip_jax.data import decoding, transforms
 from rankclip_jax.data.source import BadExample, Example
 from rankclip_jax.data.views import View
 from tests.data.pictures import encoded, photograph
@@ -49,6 +49,25 @@ def test_stripes_finer_than_pixels_become_grey(times):
   stripes[:, ::2] = 254
   view = View(32)(example(encoded(stripes, "PNG")), rng())
   assert np.abs(view.astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("pixels, interpolated", [(96, True), (140, False)])
+def test_colours_are_interpolated_where_all_of_them_are_needed(
+  pixels, interpolated, monkeypatch
+):
+  """They are half as fine as the picture in most JPEGs."""
+  asked, decode = [], decoding.simplejpeg.decode_jpeg
+  monkeypatch.setattr(
+    decoding.simplejpeg,
+    "decode_jpeg",
+    lambda data, **options: asked.append(options) or decode(data, **options),
+  )
+  data = encoded(photograph(pixels, pixels), subsampling="4:2:0")
+  fast = View(96)(example(data), rng())
+  assert [options["fastupsample"] for options in asked] == [not interpolated]
+  exact = View(96, fast=False)(example(data), rng())
+  colours = lambda image: image.astype(int) - image.astype(int).mean(2, keepdims=True)
+  assert np.abs(colours(fast) - colours(exact)).mean() < 2
 
 
 def test_small_pictures_are_enlarged():

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from rankclip_jax.evals import results as evals
+
 CONFIG = {
   "seed": 3,
   "mode": "train",
@@ -29,7 +31,7 @@ def _normalise(rows: np.ndarray) -> np.ndarray:
 
 
 def _make_embeddings(images: int = 14, captions_each: int = 2, seed: int = 0) -> dict:
-  """Arrays of openmoji_embeddings.npz; texts lie near their image, in mixed order."""
+  """Arrays of an embeddings file; texts lie near their image, in mixed order."""
   rng = np.random.default_rng(seed)
   image_of_text = rng.permutation(np.repeat(np.arange(images), captions_each))
   image = rng.normal(size=(images, 6))
@@ -60,7 +62,9 @@ def make_workdir(tmp_path: Path) -> Callable[..., Path]:
     environment: Mapping[str, Any] | None = ENVIRONMENT,
     lines: tuple[Mapping[str, Any], ...] | None = LINES,
     results: Mapping[tuple[str, str], Mapping[str, float | None]] | None = None,
+    extras: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
     embeddings: Mapping[str, np.ndarray] | None = None,
+    held_out: str = "openmoji",
   ) -> Path:
     workdir = tmp_path / name
     (workdir / "results").mkdir(parents=True, exist_ok=True)
@@ -73,10 +77,12 @@ def make_workdir(tmp_path: Path) -> Callable[..., Path]:
       (workdir / "metrics.jsonl").write_text(text)
     for (dataset, task), metrics in (results or {}).items():
       record = {"dataset": dataset, "task": task, "metrics": metrics}
-      path = workdir / "results" / f"{dataset}_{task}.json"
+      if extras and (dataset, task) in extras:
+        record[evals.EXTRAS] = extras[dataset, task]
+      path = evals.path_of(workdir / "results", dataset, task)
       path.write_text(json.dumps(record))
     if embeddings is not None:
-      np.savez(workdir / "results" / "openmoji_embeddings.npz", **embeddings)
+      np.savez(evals.embeddings_path(workdir / "results", held_out), **embeddings)
     return workdir
 
   return make

@@ -263,7 +263,10 @@ def test_each_run_has_its_map(build, make_workdir, make_embeddings):
   workdirs = [make_workdir(name, embeddings=make_embeddings()) for name in "ab"]
   page = build(*workdirs, make_workdir("c"))
   figures = page.section("map").findall(".//figure")
-  assert [page.text(figure) for figure in figures] == ["a", "b"]
+  assert [page.text(figure) for figure in figures] == [
+    "a principal axes",
+    "b principal axes",
+  ]
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(build, make_workdir):
@@ -275,7 +278,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(build, make_work
     f"bare: environment.json is missing. To make it: {command}train",
     f"bare: results/*.json is missing. To make it: {command}eval",
     f"bare: metrics.jsonl is missing. To make it: {command}train",
-    f"bare: results/openmoji_embeddings.npz is missing. To make it: {command}eval",
+    f"bare: results/*_embeddings.npz is missing. To make it: {command}eval",
   ]
 
 
@@ -284,7 +287,7 @@ def test_one_run_may_lack_what_the_other_has(build, make_workdir, make_embedding
   page = build(make_workdir("bare", lines=None), full)
   section = page.section("text-to-image")
   (note,) = page.by_class("absent", section)
-  assert page.text(note).startswith("bare: results/openmoji_embeddings.npz is missing")
+  assert page.text(note).startswith("bare: results/*_embeddings.npz is missing")
   rows = page.by_class("row", section)
   # The colours and names go by the run's place among all runs.
   assert {row.get("data-run") for row in rows} == {"1"}

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from rankclip_jax.report import plots, run
+from rankclip_jax.report import embeddings, logged, maps, plots
 
 
 def _pixels(png: bytes) -> np.ndarray:
@@ -22,9 +22,9 @@ def _rows_of(picture: np.ndarray, colour: str) -> np.ndarray:
   return np.flatnonzero((np.abs(picture - wanted).max(axis=2) < 3).any(axis=1))
 
 
-def _curve(values, steps=None) -> run.Curve:
+def _curve(values, steps=None) -> logged.Curve:
   values = np.array(values, np.float64)
-  return run.Curve(np.arange(len(values)) if steps is None else steps, values)
+  return logged.Curve(np.arange(len(values)) if steps is None else steps, values)
 
 
 def test_runs_are_drawn_in_their_colours_at_their_heights():
@@ -93,10 +93,10 @@ def test_map_shows_both_modalities_where_they_are(make_embeddings):
   # One axis dwarfs the others: images at one end, captions at the other.
   arrays["image"][:] = np.eye(6)[0] + 0.01 * arrays["image"]
   arrays["text"][:] = -np.eye(6)[0] + 0.01 * arrays["text"]
-  items = run.Embeddings(
+  items = embeddings.Embeddings(
     **arrays | {"keys": tuple(arrays["keys"]), "captions": tuple(arrays["captions"])}
   )
-  picture = _pixels(plots.embedding_map(items))
+  picture = _pixels(maps.principal(items))
   red_over_blue = (picture[..., 0] - picture[..., 2])[picture.shape[0] // 8 :]
   # Captions are yellow and images are blue; the legend above is left out.
   texts = np.flatnonzero((red_over_blue > 60).any(axis=0))
@@ -105,6 +105,24 @@ def test_map_shows_both_modalities_where_they_are(make_embeddings):
   assert len(images)
   # The axis points to where its largest loading is positive: to the images.
   assert texts.max() < images.min()
+
+
+def test_logit_scaled_axes_put_equal_ratios_of_odds_at_equal_distances():
+  odds = [1 / 9, 1, 9]
+  points = {place: (o / (1 + o), o / (1 + o)) for place, o in enumerate(odds)}
+  picture = _pixels(plots.robustness(points, {}))
+  heights = [_rows_of(picture, plots.run_colour(place)).mean() for place in range(3)]
+  upper, lower = -np.diff(heights)
+  assert upper > 50
+  assert upper == pytest.approx(lower, rel=0.03)
+
+
+def test_accuracies_of_none_and_all_have_a_place():
+  picture = _pixels(plots.robustness({0: (0.0, 0.0), 1: (1.0, 1.0)}, {}))
+  lowest, highest = (_rows_of(picture, plots.run_colour(place)) for place in (0, 1))
+  assert len(lowest)
+  assert len(highest)
+  assert highest.max() < lowest.min()
 
 
 def test_report_needs_neither_jax_nor_pyplot():

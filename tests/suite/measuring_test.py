@@ -1,7 +1,6 @@
 """mode=eval on named data sets: what is measured, skipped, and not done twice."""
 
 import csv
-import dataclasses
 import itertools
 import json
 import os
@@ -13,66 +12,12 @@ import sys
 import numpy as np
 import pytest
 
-from rankclip_jax import config, interop, launcher, suite
+from rankclip_jax import inference, launcher, suite
 from rankclip_jax.data.benchmarks import prompts, table
-from rankclip_jax.evals import results, retrieval, zero_shot
-from rankclip_jax.suite import features, jobs, measuring, tasks
+from rankclip_jax.evals import geometry, results, retrieval, zero_shot
+from rankclip_jax.suite import features, jobs, measuring
 from tests.data.benchmarks import sets
-from tests.inference_test import CARD, SIZE, drawn
-
-CIFAR = prompts.classes_of(table.find("vtab/cifar10")).labels
-CAPTIONS = ("a\nb", "c", "d\ne\nf", "g")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """CIFAR-10 by TFDS, Flickr30K and STL-10 in tars."""
-  root = tmp_path_factory.mktemp("data")
-  # Grey pictures that rise in brightness with their number, and so with their class.
-  rising = [CIFAR[i // 9] for i in range(27)]
-  sets.prepare_labels(root / "tfds", "cifar10", CIFAR, {"train": rising, "test": rising})
-  sets.write_tars(
-    root / "folders" / "wds_flickr30k", [sets.captioned(*CAPTIONS)], kind="retrieval"
-  )
-  stl10 = prompts.classes_of(table.find("stl10")).names
-  sets.write_tars(
-    root / "folders" / "wds_stl10",
-    [sets.labelled(0, 3, 9), sets.labelled(1, 1, start=3)],
-    names=stl10,
-    templates=["a photo of a {c}."],
-  )
-  return root
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("export") / "nano"
-  interop.write_open_clip(folder, drawn(), SIZE, CARD)
-  return folder
-
-
-@pytest.fixture
-def cfg(data, exported):
-  return config.Config(
-    mode="eval",
-    model=config.ModelConfig(name="loaded", dtype="float32"),
-    init=config.InitConfig(weights=str(exported)),
-    data=config.DataConfig(tfds_dir=str(data / "tfds")),
-    eval=config.EvalConfig(
-      batch_size=16,
-      datasets="cifar10,flickr30k,stl10,imagenet-a",
-      folder_dir=str(data / "folders"),
-    ),
-  )
-
-
-def changed(cfg, **fields):
-  return dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, **fields))
-
-
-def written(workdir) -> dict[tuple[str, str], dict]:
-  found = results.read_all(workdir / "results")
-  return {(x["dataset"], x["task"]): x for x in found}
+from tests.suite.runs import CAPTIONS, changed, count_calls, written
 
 
 def test_every_data_set_is_measured_or_skipped_with_a_reason(cfg, tmp_path):
@@ -81,6 +26,7 @@ def test_every_data_set_is_measured_or_skipped_with_a_reason(cfg, tmp_path):
   assert set(found) == {
     ("vtab/cifar10", "zeroshot_classification"),
     ("flickr30k", "zeroshot_retrieval"),
+    ("flickr30k", "geometry"),
     ("stl10", "zeroshot_classification"),
   }
   (skip,) = jobs.skipped(tmp_path, 1)
@@ -96,7 +42,7 @@ def test_every_data_set_is_measured_or_skipped_with_a_reason(cfg, tmp_path):
 def test_the_numbers_are_those_of_the_embeddings(cfg, tmp_path):
   suite.run(changed(cfg, datasets="stl10,flickr30k"), tmp_path)
   found = written(tmp_path)
-  model = measuring.inference.load(cfg.init.weights, dtype="float32")
+  model = inference.load(cfg.init.weights, dtype="float32")
   grey = lambda count: [np.full((5, 7, 3), i, np.uint8) for i in range(count)]
   classes = prompts.classes_of(table.find("stl10")).names
   weights = zero_shot.classifier(model.encode_text, classes, ["a photo of a {c}."])
@@ -110,6 +56,12 @@ def test_the_numbers_are_those_of_the_embeddings(cfg, tmp_path):
     model.encode_image(grey(4)), model.encode_text(texts), [0, 0, 1, 2, 2, 2, 3]
   )
   assert found["flickr30k", "zeroshot_retrieval"]["metrics"] == pytest.approx(ranks)
+  lies = geometry.evaluate(
+    model.encode_image(grey(4)), model.encode_text(["a", "c", "d", "g"])
+  )
+  got = found["flickr30k", "geometry"]
+  assert got["metrics"] == pytest.approx(lies, rel=1e-5, abs=1e-6)
+  assert got[results.EXTRAS]["pairs"] == 4
 
 
 @pytest.mark.parametrize("protocol", ["sweep", "released"])
@@ -124,7 +76,8 @@ def test_a_linear_probe_learns_what_can_be_told_apart(cfg, tmp_path, protocol):
     assert found["metrics"]["lp_acc1"] > 0.5
     assert extras["converged"]
     assert len(extras["validation"]) == len(extras["strengths"]) == 97
-  assert len(list((tmp_path / "features").iterdir())) == (3 if protocol == "sweep" else 2)
+  pictures = [p for p in (tmp_path / "features").iterdir() if "classifier" not in p.name]
+  assert len(pictures) == (3 if protocol == "sweep" else 2)
 
 
 def test_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
@@ -134,11 +87,7 @@ def test_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
   reads = []
   own = features._own_part
   monkeypatch.setattr(features, "_own_part", lambda *a: reads.append(1) or own(*a))
-  measure = tasks.zeroshot_classification
-  done = []
-  monkeypatch.setitem(
-    measuring._TASKS, "zeroshot_classification", lambda *a: done.append(1) or measure(*a)
-  )
+  done = count_calls(monkeypatch, measuring._TASKS, "zeroshot_classification")
   suite.run(cfg, tmp_path)
   assert not done
   path = tmp_path / "results" / "stl10_zeroshot_classification.json"
@@ -159,14 +108,14 @@ def test_jobs_share_the_tasks_and_are_merged_when_all_have_ended(cfg, tmp_path):
   cfg = changed(cfg, probe="sweep", num_shards=3)
   parts = [jobs.mine(changed(cfg, shard=i)) for i in range(3)]
   assert sorted(itertools.chain(*parts)) == sorted(jobs.whole(cfg))
-  assert len(jobs.whole(cfg)) == 7
+  assert len(jobs.whole(cfg)) == 8
   suite.run(changed(cfg, shard=0), tmp_path)
   suite.run(changed(cfg, shard=2), tmp_path)
   with pytest.raises(ValueError, match=r"Jobs \[1\] of 3 have not ended"):
     suite.merge(cfg, tmp_path)
   suite.run(changed(cfg, shard=1), tmp_path)
   said = suite.merge(cfg, tmp_path)
-  assert "4 tasks are done, 3 were skipped" in said  # STL-10 has no train split here
+  assert "5 tasks are done, 3 were skipped" in said  # STL-10 has no train split here
   with (tmp_path / "results" / "results.csv").open(newline="") as file:
     lines = list(csv.DictReader(file))
   (skip,) = [x for x in lines if (x["dataset"], x["task"]) == ("stl10", "linear_probe")]
@@ -201,8 +150,18 @@ def test_a_damaged_picture_is_an_error_that_names_it(cfg, tmp_path):
   assert not written(tmp_path)
 
 
-def processes(cfg, workdir: pathlib.Path, count: int) -> None:
-  """The same by `main.py`, as so many processes with two devices in all."""
+def processes(cfg, workdir: pathlib.Path, count: int, *of_last: str) -> list[str]:
+  """The same by `main.py`, as so many processes with two devices in all.
+
+  Args:
+    cfg: see `cfg`.
+    workdir: of the run.
+    count: of processes.
+    of_last: more flags of the last one, with which all are to fail.
+
+  Returns:
+    What they said.
+  """
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
@@ -212,6 +171,7 @@ def processes(cfg, workdir: pathlib.Path, count: int) -> None:
     "--config.model.dtype=float32", f"--config.data.tfds_dir={cfg.data.tfds_dir}",
     f"--config.eval.folder_dir={cfg.eval.folder_dir}",
     "--config.eval.datasets=cifar10,flickr30k", "--config.eval.batch_size=16",
+    "--config.eval.predictions=true",
   ]  # fmt: skip
   if count > 1:
     flags += [
@@ -219,24 +179,28 @@ def processes(cfg, workdir: pathlib.Path, count: int) -> None:
       f"--config.distributed.coordinator=127.0.0.1:{port}",
       f"--config.distributed.num_processes={count}",
     ]
+  own = [
+    [f"--config.distributed.process_id={i}"] if count > 1 else [] for i in range(count)
+  ]
+  own[-1] += of_last
   running = [
     subprocess.Popen(
-      [sys.executable, "main.py", *flags]
-      + ([f"--config.distributed.process_id={i}"] if count > 1 else []),
+      [sys.executable, "main.py", *flags, *more],
       cwd=pathlib.Path(__file__).parents[2],
       env={**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // count)},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for i in range(count)
+    for more in own
   ]
   try:
     outputs = [process.communicate(timeout=240)[0] for process in running]
   finally:
     for process in running:
       process.kill()
-  assert [process.returncode for process in running] == [0] * count, outputs
+  assert all(bool(process.returncode) == bool(of_last) for process in running), outputs
+  return outputs
 
 
 def test_two_processes_measure_what_one_does(cfg, tmp_path):
@@ -248,4 +212,13 @@ def test_two_processes_measure_what_one_does(cfg, tmp_path):
     got = written(two)[name]
     assert got["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
     assert got[results.EXTRAS]["images"] == expected[results.EXTRAS]["images"]
+  names = lambda folder: sorted(p.name for p in folder.rglob("*.npz"))
+  assert names(one) == names(two)
   assert json.loads((two / "results" / "skipped" / "0_of_1.json").read_text()) == []
+
+
+def test_what_one_process_lacks_stops_all_of_them(cfg, tmp_path):
+  elsewhere = f"--config.data.tfds_dir={tmp_path / 'none'}"
+  outputs = processes(cfg, tmp_path / "run", 2, elsewhere)
+  for said in outputs:
+    assert "process 1 does not find it, and process 0 does" in said

@@ -6,11 +6,11 @@ They import this module, and nothing of the command line: that would take second
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from rankclip_jax.data import interrupts
 from rankclip_jax.data.source import Source
 from rankclip_jax.data.tools import shards
 from rankclip_jax.data.tools.progress import Progress
@@ -71,7 +71,8 @@ def _by_processes(
   )
   waiting = set()
   try:
-    waiting = {executor.submit(_write, shard) for shard in todo}
+    with interrupts.blocked():
+      waiting = {executor.submit(_write, shard) for shard in todo}
     while waiting:
       finished, waiting = concurrent.futures.wait(
         waiting, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_EXCEPTION
@@ -96,7 +97,6 @@ _work: tuple[Source, Plan, int, Callable[[], None]]
 def _begin(source: Source, plan: Plan, num_threads: int, done, stop) -> None:
   """Prepares a worker: what it works on, and when it ends early."""
   global _work
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
   def tick() -> None:
