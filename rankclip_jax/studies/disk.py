@@ -16,6 +16,9 @@ EXIT_LINE = "studies: ended with code"
 # main.py's, after a signal: not an error, the same command goes on.
 EXIT_STOPPED = 75
 
+# What training leaves when it has ended (`checkpoint.COMPLETE`, which needs jax).
+COMPLETE = "training_complete.json"
+
 State = Literal["done", "running", "failed", "interrupted", "missing"]
 
 
@@ -28,11 +31,9 @@ class Status:
 
 
 def is_done(run: Run, study: Study) -> bool:
-  """Whether it was trained to its end and every number of the study was measured.
-
-  The loop writes the results of what was held out at the very end; nothing else does,
-  unless somebody evaluates a checkpoint of an unfinished run by hand.
-  """
+  """Whether it was trained to its end and every number of the study was measured."""
+  if not (run.workdir / COMPLETE).is_file():
+    return False
   return all(_result_path(run, metric).is_file() for metric in study.metrics)
 
 
@@ -134,6 +135,7 @@ def _last_error(run: Run, study: Study) -> str:
     code = int(lines[-1].removeprefix(EXIT_LINE))
     if code == 0:
       paths = [_result_path(run, metric) for metric in study.metrics]
+      paths.append(run.workdir / COMPLETE)
       lacking = next(path.name for path in paths if not path.is_file())
       return f"it ended without {lacking}; {log} may say why"
     if code != EXIT_STOPPED:

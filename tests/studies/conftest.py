@@ -8,7 +8,7 @@ import pytest
 
 from rankclip_jax import config
 from rankclip_jax.evals import results
-from rankclip_jax.studies import Study, Variant, study
+from rankclip_jax.studies import Study, Variant, disk, study
 
 SETTINGS = {"model.name": "nano", "optim.epochs": "1"}
 
@@ -48,6 +48,7 @@ def begin(run: study.Run, **changes) -> None:
 def finish(run: study.Run, number: float, **others) -> None:
   """What a run leaves at its end: recalls of `number`, rank consistencies of twice it."""
   begin(run)
+  (run.workdir / disk.COMPLETE).write_text('{"step": 7}')
   for metrics, factor in ((study.RETRIEVAL, 1), (study.RANKING, 2)):
     results.write(
       run.workdir / "results",

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rankclip_jax import config
+from rankclip_jax import checkpoint, config
 from rankclip_jax.studies import disk
 from tests.studies.conftest import begin, finish, log
 
@@ -23,10 +23,15 @@ def test_missing_interrupted_and_done(tiny, runs):
   assert disk.status(runs[0], tiny).detail.startswith("step 7, 0 min ago")
 
 
-def test_a_run_is_not_done_before_all_of_its_numbers_are_there(tiny, runs):
+@pytest.mark.parametrize("name", ["results/openmoji_geometry.json", disk.COMPLETE])
+def test_a_run_is_not_done_before_it_has_ended_and_all_is_there(tiny, runs, name):
   finish(runs[0], 0.5)
-  (runs[0].workdir / "results" / "openmoji_geometry.json").unlink()
+  (runs[0].workdir / name).unlink()
   assert states(tiny, runs[:1]) == ["interrupted"]
+
+
+def test_the_end_of_a_training_is_known_by_its_name():
+  assert disk.COMPLETE == checkpoint.COMPLETE
 
 
 def test_results_of_another_data_set_are_not_those_of_the_study(tiny, runs):
