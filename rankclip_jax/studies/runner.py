@@ -35,12 +35,11 @@ def run(study: Study, runs: Sequence[Run], console: Console) -> bool:
   with _StopSignal() as stop:
     for place, each in enumerate(left):
       status = disk.status(each, study)
-      if status.state != "running":
+      if status.state not in ("running", "done"):  # by another runner
         rest = _remaining(time.monotonic() - began, ended, len(left) - place)
         console.print(f"{each.name} ({place + 1} of {len(left)}{rest}) ...")
         status = _finish(each, study, console, stop)
         ended += 1
-      # Another runner may have done it in the meantime.
       console.print(f"{each.name}: {status.state} {status.detail}".rstrip())
   return all(disk.status(each, study).state == "done" for each in runs)
 

@@ -81,6 +81,14 @@ def test_nothing_runs_where_a_folder_is_of_another_run(tiny, runs, pretend, cons
   assert not disk.log_path(runs[0]).exists()
 
 
+def test_what_another_runner_has_done_meanwhile_is_not_done_again(
+  tiny, runs, pretend, console
+):
+  pretend[runs[0].name] = copies(runs[0]) + f"\n{copies(runs[1])}"
+  assert runner.run(tiny, runs[:2], console)
+  assert pretend["calls"]() == [runs[0].name]
+
+
 def test_what_another_runner_is_at_is_left_to_it(tiny, runs, pretend, console):
   with log(runs[0], "").open("ab") as other:
     assert disk.lock(other)
