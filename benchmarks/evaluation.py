@@ -58,7 +58,7 @@ def prepare(data_dir: pathlib.Path) -> None:
   if not DEBIAN.is_dir():
     sys.exit(f"{DEBIAN} is not there: apt-get install dataset-fashion-mnist")
   try:
-    import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]  # pyright: ignore[reportMissingModuleSource]
+    import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
   except ImportError:
     sys.exit(
       "TFDS prepares data with TensorFlow: pip install tensorflow-cpu, here or where "
