@@ -11,7 +11,7 @@ import numpy as np
 from rankclip_jax.data.benchmarks import opening
 from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Opened
-from rankclip_jax.data.benchmarks.table import BENCHMARKS, Split
+from rankclip_jax.data.benchmarks.table import Split
 from rankclip_jax.evals import classification, geometry, retrieval, zero_shot
 from rankclip_jax.inference import Model
 from rankclip_jax.suite import features, predictions
@@ -94,8 +94,7 @@ class Setting:
 
   def other(self, test: Opened, split: Split) -> Opened:
     """Another split of the data set; raises as `open`."""
-    name = test.where if test.benchmark.name not in BENCHMARKS else test.benchmark.name
-    return self.open(name, split)
+    return self.open(test.name, split)
 
   def embedded(self, opened: Opened) -> Features:
     return features.of_split(self.model, opened, self.cache)

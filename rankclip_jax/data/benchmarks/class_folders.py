@@ -2,6 +2,7 @@
 
 import pathlib
 
+from rankclip_jax.data import files
 from rankclip_jax.data.benchmarks import prompts
 from rankclip_jax.data.benchmarks.items import Item
 from rankclip_jax.data.benchmarks.prompts import Classes
@@ -18,7 +19,8 @@ class ClassFolders:
 
   Attributes:
     folder: of the data set.
-    classes: the given ones; else the folders of all splits, sorted.
+    classes: the given ones; else the folders of all splits, sorted; by number, if all
+      are called by numbers.
   """
 
   def __init__(self, folder: pathlib.Path, classes: Classes | None = None):
@@ -34,7 +36,9 @@ class ClassFolders:
     self.folder = folder
     if classes is None:
       parts = [folder / split for split in _SPLITS if (folder / split).is_dir()]
-      names = sorted({path.name for part in parts for path in _folders(part)})
+      found = {path.name for part in parts for path in _folders(part)}
+      numbers = all(name.isascii() and name.isdigit() for name in found)
+      names = sorted(found, key=(lambda n: (int(n), n)) if numbers else None)
       if not names:
         raise ValueError(
           f"{folder}: expected {folder.name}/test/CLASS/PICTURE, got no class folder."
@@ -68,6 +72,14 @@ class FolderItems:
       (path, label_of[part.name]) for part in there for path in _pictures(part)
     ]
     self._rows.sort(key=lambda row: (row[1], row[0].name))
+
+  @property
+  def versions(self) -> list[tuple[str, int, int, str]]:
+    """Of the pictures."""
+    return [
+      (f"{path.parent.name}/{path.name}", label, *files.version(str(path)))
+      for path, label in self._rows
+    ]
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -29,6 +29,11 @@ class Item(Example):
 class ItemSource(Protocol):
   """Random access to items; `Source` with labels. For many threads at once."""
 
+  @property
+  def versions(self) -> Sequence[Sequence[str | int]]:
+    """What changes when an item does, such as names, sizes and dates of its files."""
+    ...
+
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int, /) -> Item: ...
@@ -56,6 +61,10 @@ class Selected:
   def __init__(self, source: ItemSource, indices: Sequence[int]):
     self._source, self._indices = source, indices
 
+  @property
+  def versions(self) -> Sequence[Sequence[str | int]]:
+    return [*self._source.versions, list(self._indices)]
+
   def __len__(self) -> int:
     return len(self._indices)
 
@@ -70,6 +79,10 @@ class Joined:
 
   def __init__(self, first: ItemSource, second: ItemSource):
     self._first, self._second = first, second
+
+  @property
+  def versions(self) -> Sequence[Sequence[str | int]]:
+    return [*self._first.versions, *self._second.versions]
 
   def __len__(self) -> int:
     return len(self._first) + len(self._second)

@@ -1,6 +1,8 @@
 """A data set of the evaluation by its name, wherever it lies; nothing is downloaded."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -29,6 +31,8 @@ class Opened:
     classes: names that labels are an index into; () for retrieval.
     templates: prompts for them, with {c} or {}; () where none are known.
     where: the folder it is read from; "" for the built-in one.
+    folder: the user's own, by which it was asked for; None for one of the table.
+    identity: a digest that changes when the examples or the order of labels do.
   """
 
   benchmark: Benchmark
@@ -37,6 +41,13 @@ class Opened:
   classes: tuple[str, ...]
   templates: tuple[str, ...]
   where: str
+  folder: pathlib.Path | None
+  identity: str
+
+  @property
+  def name(self) -> str:
+    """By which its other splits are opened."""
+    return str(self.folder or self.benchmark.name)
 
   @property
   def complete(self) -> bool | None:
@@ -76,13 +87,32 @@ class _Found:
   templates: tuple[str, ...]
 
 
-def named(name: str) -> Benchmark:
-  """The data set of a name, an alias, or a user's folder.
+def named(name: str, folder_dir: str = "") -> tuple[Benchmark, pathlib.Path | None]:
+  """The data set of a name, an alias, or a user's folder; and that folder, resolved.
+
+  Args:
+    name: see there.
+    folder_dir: see `Options`.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is none, or a folder has the name of another data set.
   """
-  return _benchmark(name)[0]
+  try:
+    return table.find(name), None
+  except ValueError:
+    folder = pathlib.Path(name).expanduser().resolve()
+    if not folder.is_dir():
+      raise
+  if known := table.by_file_name(folder.name):
+    if folder != places.class_folders(known, folder_dir).resolve():
+      raise ValueError(
+        f"{folder} has the name of the data set {known.name}, whose results it would "
+        "overwrite; rename the folder."
+      )
+    return known, folder
+  if _has_tars(folder) and task_of(folder) == "retrieval":
+    return Benchmark(folder.name, folder.name, task="retrieval", metric="recall"), folder
+  return Benchmark(folder.name, folder.name), folder
 
 
 def open_benchmark(
@@ -101,15 +131,15 @@ def open_benchmark(
 
   Raises:
     NotPrepared: if the data set or the split is not there.
-    ValueError: if the name is not known, or the data set has a defect.
+    ValueError: as `named`, or if the data set has a defect.
   """
   options = options or Options()
-  benchmark, folder = _benchmark(name)
+  benchmark, folder = named(name, options.folder_dir)
   needed: Split = "test" if split == "test" else "train"
   seen = []
   for found in _layouts(benchmark, folder, options):
     if found.layout.has(needed):
-      return _opened(benchmark, split, found, options)
+      return _opened(benchmark, folder, split, found, options)
     seen.append(found.where)
   if seen:
     todo = f"there is no split {needed!r} in {', '.join(seen)}."
@@ -121,12 +151,18 @@ def open_benchmark(
 
 
 def _opened(
-  benchmark: Benchmark, split: Split, found: _Found, options: Options
+  benchmark: Benchmark,
+  folder: pathlib.Path | None,
+  split: Split,
+  found: _Found,
+  options: Options,
 ) -> Opened:
   source = items.open_split(found.layout, split)
   templates = found.templates
   if options.templates_file:
     templates = prompts.read_templates(options.templates_file)
+  labels = found.classes.labels if found.classes is not None else ()
+  facts = [found.where, split, labels, source.versions]
   opened = Opened(
     benchmark,
     split,
@@ -134,25 +170,14 @@ def _opened(
     found.classes.names if found.classes is not None else (),
     templates if benchmark.task == "classification" else (),
     found.where,
+    folder,
+    hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
   )
   count = f"{len(source)} examples of {benchmark.name}@{split}"
   if opened.complete is False:
     logging.warning("%s, where %d are known", count, benchmark.test_examples)
   logging.info("Found %s in %s", count, found.where or "this package")
   return opened
-
-
-def _benchmark(name: str) -> tuple[Benchmark, pathlib.Path | None]:
-  """The data set, and the folder where that is a user's own."""
-  try:
-    return table.find(name), None
-  except ValueError:
-    folder = pathlib.Path(name).expanduser()
-    if not folder.is_dir():
-      raise
-  if _has_tars(folder) and task_of(folder) == "retrieval":
-    return Benchmark(folder.name, folder.name, task="retrieval", metric="recall"), folder
-  return Benchmark(folder.name, folder.name), folder
 
 
 def _has_tars(folder: pathlib.Path) -> bool:
@@ -217,13 +242,7 @@ def _renamed(
   """Classes under a user's names."""
   if classes is None or not options.names_file:
     return classes
-  names = prompts.read_classes(options.names_file, duplicates).names
-  if len(names) != len(classes):
-    raise ValueError(
-      f"{options.names_file}: expected {len(classes)} classes, one a line, got "
-      f"{len(names)}."
-    )
-  return Classes(classes.labels, names)
+  return prompts.renamed(classes, options.names_file, duplicates)
 
 
 def _tars(benchmark: Benchmark, folder: pathlib.Path, options: Options) -> _Found:

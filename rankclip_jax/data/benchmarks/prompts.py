@@ -50,8 +50,7 @@ def classes_of(benchmark: Benchmark, names_file: str | os.PathLike[str] = "") ->
 
   Args:
     benchmark: with `names`.
-    names_file: one class a line, in the order of the labels that are evaluated; with or
-      without the label.
+    names_file: see `renamed`.
 
   Raises:
     ValueError: if the file has other classes, or names twice.
@@ -62,21 +61,38 @@ def classes_of(benchmark: Benchmark, names_file: str | os.PathLike[str] = "") ->
     own = own.subset(_lines(path))
   if not names_file:
     return own
-  given = read_classes(names_file, benchmark.duplicates)
-  if len(given) != len(own):
+  return renamed(own, names_file, benchmark.duplicates)
+
+
+def renamed(
+  classes: Classes, names_file: str | os.PathLike[str], duplicates: Sequence[str] = ()
+) -> Classes:
+  """Classes under a user's names: by label where the file has labels, else in order.
+
+  Args:
+    classes: of a data set, whose labels and order stay.
+    names_file: see `read_classes`.
+    duplicates: names that may be there twice.
+
+  Raises:
+    ValueError: if the file has other classes, or names twice.
+  """
+  given = read_classes(names_file, duplicates)
+  if len(given) != len(classes):
     raise ValueError(
-      f"{names_file}: expected the {len(own)} classes of {benchmark.name}, one a line, "
-      f"got {len(given)}."
+      f"{names_file}: expected {len(classes)} classes, one a line, got {len(given)}."
     )
-  labelled = given.labels != given.names
-  if labelled and given.labels != own.labels:
-    pairs = zip(own.labels, given.labels, strict=True)
-    row, (wanted, got) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+  if given.labels == given.names:
+    return Classes(classes.labels, given.names)
+  name_of = dict(zip(given.labels, given.names, strict=True))
+  unknown = [label for label in given.labels if label not in classes.labels]
+  if unknown:
+    absent = [label for label in classes.labels if label not in name_of]
     raise ValueError(
-      f"{names_file}, line {row + 1}: expected label {wanted!r} of {benchmark.name}, got "
-      f"{got!r}; keep the order of the labels."
+      f"{names_file}: expected the labels of the data set before each tab, got unknown "
+      f"ones, {unknown[:3]}; missing are {absent[:3]}."
     )
-  return Classes(own.labels, given.names)
+  return Classes(classes.labels, tuple(name_of[label] for label in classes.labels))
 
 
 def templates_of(benchmark: Benchmark) -> tuple[str, ...]:

@@ -202,3 +202,8 @@ def find(name: str) -> Benchmark:
   raise ValueError(
     f"expected a data set of the evaluation, or a folder with one, got {name!r}; {hint}"
   )
+
+
+def by_file_name(name: str) -> Benchmark | None:
+  """The data set whose results' files begin with this name; None for none."""
+  return {one.name.replace("/", "-"): one for one in _SETS}.get(name)

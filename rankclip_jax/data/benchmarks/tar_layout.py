@@ -134,6 +134,11 @@ class TarItems:
       else:
         self._captions.append([_caption(path, tar, row) for row in range(len(tar))])
 
+  @property
+  def versions(self) -> list[tuple[str, int, str]]:
+    """Of the tars."""
+    return [(pathlib.Path(path).name, *tar.version) for path, tar in self._tars]
+
   def __len__(self) -> int:
     return len(self._items)
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rankclip_jax.data import tfds_sets
+from rankclip_jax.data import files, tfds_sets
 from rankclip_jax.data.benchmarks.items import Item
 from rankclip_jax.data.benchmarks.prompts import Classes
 from rankclip_jax.data.benchmarks.table import Benchmark, Split
@@ -59,7 +59,7 @@ class TfdsLayout:
       caption_key=self._benchmark.label if labelled else "",
       strict=not labelled,  # An empty caption beside others shows only so.
     )
-    return TfdsItems(source, self._classes, self._benchmark)
+    return TfdsItems(source, paths, self._classes, self._benchmark)
 
   def _split(self, split: Split) -> str:
     return getattr(self._benchmark.splits, split)
@@ -85,11 +85,22 @@ class TfdsLayout:
 class TfdsItems:
   """The items of a split."""
 
-  def __init__(self, source: TfdsSource, classes: Classes | None, benchmark: Benchmark):
-    self._source, self._benchmark = source, benchmark
+  def __init__(
+    self,
+    source: TfdsSource,
+    paths: list[pathlib.Path],
+    classes: Classes | None,
+    benchmark: Benchmark,
+  ):
+    self._source, self._paths, self._benchmark = source, paths, benchmark
     self._label_of = None
     if classes is not None:
       self._label_of = {label: i for i, label in enumerate(classes.labels)}
+
+  @property
+  def versions(self) -> list[tuple[str, int, str]]:
+    """Of the files of the split."""
+    return [(path.name, *files.version(str(path))) for path in self._paths]
 
   def __len__(self) -> int:
     return len(self._source)

@@ -1,3 +1,6 @@
+import itertools
+import os
+
 import pytest
 
 from rankclip_jax.data.benchmarks.class_folders import ClassFolders
@@ -34,6 +37,31 @@ def test_unknown_sets_take_their_classes_from_all_splits(tmp_path):
   assert (len(layout.open("train")), layout.has("val")) == (6, False)
   with pytest.raises(IndexError, match="items 0 to 2"):
     layout.open("test")[3]
+
+
+def test_folders_that_are_numbers_are_sorted_as_such(tmp_path):
+  names = [str(i) for i in range(12)]
+  sets.write_class_folders(tmp_path, dict.fromkeys(names, 1))
+  assert ClassFolders(tmp_path).classes.names == tuple(names)
+
+
+def test_versions_follow_names_labels_sizes_and_dates(tmp_path):
+  sets.write_class_folders(tmp_path, dict.fromkeys(KNOWN.labels, 1))
+  seen = []
+
+  def look(classes=KNOWN):
+    seen.append(ClassFolders(tmp_path, classes).open("test").versions)
+
+  look()
+  look()
+  assert seen.pop() == seen[0]
+  look(Classes(("n01", "n02", "n03"), ("dog", "house cat", "emu")))
+  picture = tmp_path / "test" / "n01" / "001.png"
+  os.utime(picture, (1, 1))
+  look()
+  picture.rename(picture.with_name("000.png"))
+  look()
+  assert all(a != b for a, b in itertools.combinations(seen, 2))
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,52 @@ def test_a_users_own_folders(tmp_path, where):
     open_benchmark(str(tmp_path / "none"), options=where)
 
 
+def test_names_of_own_folders_follow_their_labels(tmp_path, where):
+  folder = sets.write_class_folders(tmp_path / "mine", {"n01": 1, "n02": 2})
+  names = tmp_path / "names.txt"
+  own = Options(names_file=str(names))
+  names.write_text("n02\tdog\nn01\tcat\n")
+  opened = open_benchmark(str(folder), options=own)
+  assert (opened.classes, labels(opened)) == (("cat", "dog"), {0: 0, 1: 1, 2: 1})
+  names.write_text("n02\tdog\nn03\tcat\n")
+  message = r"names.txt: .*unknown ones, \['n03'\]; missing are \['n01'\]"
+  with pytest.raises(ValueError, match=message):
+    open_benchmark(str(folder), options=own)
+
+
+def test_own_folders_are_what_they_are_and_not_known_sets(tmp_path, where, monkeypatch):
+  folder = sets.write_class_folders(tmp_path / "mine" / "stl10", {"cat": 1})
+  with pytest.raises(ValueError, match=f"{folder} has the name of the data set stl10"):
+    open_benchmark(str(folder), options=where)
+  own = folder.rename(tmp_path / "pets")
+  monkeypatch.chdir(own)
+  for name in (".", "../pets/"):
+    opened = open_benchmark(name, options=where)
+    assert (opened.benchmark.name, opened.folder) == ("pets", own)
+    assert open_benchmark(opened.name, options=where).where == str(own)
+  place = tmp_path / "folders" / "vtab-svhn"
+  sets.write_class_folders(place, dict.fromkeys(DIGITS, 1))
+  opened = open_benchmark(str(place), options=where)
+  assert (opened.benchmark.name, opened.classes[3]) == ("vtab/svhn", "three")
+
+
+def identities(name, where):
+  return [open_benchmark(name, s, where).identity for s in ("train", "val", "test")]
+
+
+def test_a_split_has_another_identity_when_its_data_change(where, tmp_path):
+  prepare(where, "vtab/svhn", DIGITS, train=DIGITS, test="3790")
+  folder = sets.write_tars(tmp_path / "mine", [sets.labelled(0, 1)], names=("a", "b"))
+  before = [*identities("svhn", where), open_benchmark(str(folder)).identity]
+  assert len(set(before)) == 4
+  assert before[:3] == identities("svhn", where)
+  shutil.rmtree(where.data_dir)
+  prepare(where, "vtab/svhn", DIGITS, train=DIGITS, test="3791")
+  sets.write_tars(folder, [sets.labelled(1, 1)])
+  after = [*identities("svhn", where), open_benchmark(str(folder)).identity]
+  assert all(old != new for old, new in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize(
   "name, state, todo",
   [
