@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from PIL import Image
 
 from rankclip_jax import inputs, sharding, start
 from rankclip_jax.data import tokenizer as tokenizers
@@ -139,7 +139,11 @@ class Model:
     return embedded[readable], dict(sorted(unreadable.items()))
 
   def encode_pictures(
-    self, count: int, picture: Callable[[int], np.ndarray], normalize: bool = True
+    self,
+    count: int,
+    picture: Callable[[int], np.ndarray],
+    normalize: bool = True,
+    waited: Callable[[float], None] = lambda seconds: None,
   ) -> np.ndarray:
     """What `encode_image` gives for large sets, of which a batch is in memory.
 
@@ -147,9 +151,10 @@ class Model:
       count: of pictures.
       picture: uint8 [height, width, 3] by its place; called by several threads.
       normalize: as there.
+      waited: called for each batch with the seconds that devices stood idle for it.
     """
     prepared = lambda place, _: self._prepared(picture(place), place)
-    return self._encode_pictures(range(count), prepared, normalize)
+    return self._encode_pictures(range(count), prepared, normalize, waited=waited)
 
   def encode_text(self, texts: str | Iterable[str], normalize: bool = True) -> np.ndarray:
     """Embeddings of one or many texts, float32 [texts, dim], in their order.
@@ -221,7 +226,7 @@ class Model:
     }
 
   def _prepared(self, image: Any, place: int) -> np.ndarray:
-    return _square(image, place, self._resize)
+    return inputs.resized(image, place, self._resize)
 
   def _encode_pictures(
     self,
@@ -229,6 +234,7 @@ class Model:
     prepared: Callable[[Any, int], np.ndarray],
     normalize: bool,
     advance: Callable[[int], None] = lambda count: None,
+    waited: Callable[[float], None] = lambda seconds: None,
   ) -> np.ndarray:
     """Embeddings of pictures that threads prepare; Pillow lets them run side by side."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -238,7 +244,7 @@ class Model:
         advance(len(ready))
         return np.stack(ready)
 
-      return self._embed(_image_features, len(images), rows, normalize)
+      return self._embed(_image_features, len(images), rows, normalize, waited)
 
   def _unit(self, embeddings: Any) -> np.ndarray:
     """Embeddings with length 1."""
@@ -256,20 +262,26 @@ class Model:
     count: int,
     rows: Callable[[slice], np.ndarray],
     normalize: bool,
+    waited: Callable[[float], None] = lambda seconds: None,
   ) -> np.ndarray:
     """`features` of `count` rows; the host prepares a batch while devices work on one."""
     out = np.zeros((count, self.size.embed_dim), np.float32)
-    running = None
-    for span, batch in self._batches(count):
-      prepared = rows(span)
-      padding = [(0, batch - len(prepared))] + [(0, 0)] * (prepared.ndim - 1)
-      padded = jax.device_put(np.pad(prepared, padding, mode="edge"), self._spread)
-      embedded = self._run(features, normalize)(self._params, padded)
+    with concurrent.futures.ThreadPoolExecutor(1) as watcher:
+      running, idle_since = None, watcher.submit(time.perf_counter)
+      for span, batch in self._batches(count):
+        began = time.perf_counter()
+        prepared = rows(span)
+        now = time.perf_counter()
+        waited(now - max(began, idle_since.result()) if idle_since.done() else 0.0)
+        padding = [(0, batch - len(prepared))] + [(0, 0)] * (prepared.ndim - 1)
+        padded = jax.device_put(np.pad(prepared, padding, mode="edge"), self._spread)
+        embedded = self._run(features, normalize)(self._params, padded)
+        if running:
+          _collect(out, *running)
+        running = span, embedded
+        idle_since = watcher.submit(_when_ready, embedded)
       if running:
         _collect(out, *running)
-      running = span, embedded
-    if running:
-      _collect(out, *running)
     return out
 
   def _batches(self, count: int) -> Iterator[tuple[slice, int]]:
@@ -286,6 +298,12 @@ class Model:
       run = lambda params, rows: features(nnx.merge(self._graph, params), rows, normalize)
       self._compiled[features, normalize] = jax.jit(run)
     return self._compiled[features, normalize]
+
+
+def _when_ready(embedded: jax.Array) -> float:
+  """The time when a batch is done."""
+  jax.block_until_ready(embedded)
+  return time.perf_counter()
 
 
 def _collect(out: np.ndarray, span: slice, embedded: jax.Array) -> None:
@@ -337,22 +355,3 @@ def _how_resized(weights: Weights) -> dict[str, str]:
         "exported, and fine-tuned on pictures that are resized as here."
       )
   return how
-
-
-def _square(image: Any, place: int, resize: Callable[[Any], np.ndarray]) -> np.ndarray:
-  """A picture of any kind as `resize` gives it; `place` is for errors."""
-  name = f"Picture {place}"
-  if isinstance(image, str | os.PathLike):
-    name = f"{name}, {os.fspath(image)}"
-    if not os.path.isfile(image):
-      raise ValueError(f"{name}: there is no such file.")
-  if not isinstance(image, str | os.PathLike | Image.Image):
-    inputs.check_pixels(image, name)
-    return resize(np.asarray(image))
-  try:
-    if isinstance(image, Image.Image):
-      return resize(image)
-    with Image.open(image) as opened:
-      return resize(opened)
-  except Exception as error:  # Pillow's decoders raise a dozen kinds
-    raise ValueError(f"{name} cannot be read: {error}") from error

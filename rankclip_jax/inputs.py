@@ -1,7 +1,7 @@
 """What users give a model: one or many pictures, texts or embeddings, of any library."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,3 +86,26 @@ def check_pixels(pixels: Any, name: str) -> None:
     )
   if not pixels.size:
     raise ValueError(f"{name} has no pixels, its shape is {list(pixels.shape)}.")
+
+
+def resized(image: Any, place: int, resize: Callable[[Any], np.ndarray]) -> np.ndarray:
+  """A picture of any kind as `resize` gives it; `place` is for errors.
+
+  Raises:
+    ValueError: if it is no picture.
+  """
+  name = f"Picture {place}"
+  if isinstance(image, str | os.PathLike):
+    name = f"{name}, {os.fspath(image)}"
+    if not os.path.isfile(image):
+      raise ValueError(f"{name}: there is no such file.")
+  if not isinstance(image, str | os.PathLike | Image.Image):
+    check_pixels(image, name)
+    return resize(np.asarray(image))
+  try:
+    if isinstance(image, Image.Image):
+      return resize(image)
+    with Image.open(image) as opened:
+      return resize(opened)
+  except Exception as error:  # Pillow's decoders raise a dozen kinds
+    raise ValueError(f"{name} cannot be read: {error}") from error

@@ -72,6 +72,8 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
       raise ValueError(f"config.report.compare names {other}, which does not exist.")
   needs_workdir = not cfg.init.weights or cfg.mode in ("report", "merge")
   needs_workdir |= cfg.mode == "eval" and not cfg.eval.datasets
+  # Whoever follows a training may come first.
+  needs_workdir &= cfg.mode != "eval" or cfg.eval.checkpoint != "follow"
   if cfg.mode != "train" and needs_workdir and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} does not exist; --config.mode=train makes it.")
   if cfg.mode in _TOOLS and cfg.distributed.mode != "off":

@@ -4,11 +4,14 @@ Values are fractions and undefined ones are null. What CLIP_benchmark has no pla
 goes under the one key `rankclip_jax`.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +126,28 @@ def read(path: Path) -> dict[str, Any]:
       f"{path}: expected a result with the keys {list(REQUIRED_KEYS)}, got {found}: "
       f"{remedy}"
     )
+  if not isinstance(record["metrics"], dict):
+    raise ValueError(
+      f"{path}: expected metrics by name, got {record['metrics']!r}: {remedy}"
+    )
   return record
 
 
 def write_text(path: Path, content: str) -> None:
   """Writes a file at once: a reader sees the old one or the new one whole."""
-  # In the same directory, because os.replace is atomic only within a file system. The
-  # suffix hides an unfinished file from `read_all`.
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
+  with replacing(path) as temporary:
     temporary.write_text(content, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+  """A file to write, which becomes the one at `path` when that is done."""
+  # In the same directory, because os.replace is atomic only within a file system. Its
+  # name is nobody else's, on no host, and hidden from `read_all`.
+  own = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+  temporary = path.with_name(f"{path.name}.{own}.tmp")
+  try:
+    yield temporary
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

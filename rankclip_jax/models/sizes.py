@@ -113,6 +113,12 @@ class TwoTowerSize:
         )
 
   @property
+  def name(self) -> str:
+    """In `SIZES`, whatever activation, colours and arithmetic; "" if it is not there."""
+    parts = lambda size: (size.vision, size.text, size.embed_dim)
+    return next((name for name, one in SIZES.items() if parts(one) == parts(self)), "")
+
+  @property
   def image_size(self) -> int:
     """Height and width of the pictures, in pixels."""
     return self.vision.image_size

@@ -84,16 +84,19 @@ def read_steps(directory: Path) -> dict[Key, Curve]:
 def read_skipped(directory: Path, done: Sequence[Result]) -> tuple[Skip, ...]:
   """What jobs left out, `skipped/*.json`, and nobody did since.
 
+  Of several checkpoints it is what they left out of the last.
+
   Raises:
-    ValueError: a file is no list of data sets, tasks and reasons; names it.
+    ValueError: a file is no note of a job; names it.
   """
   found: dict[tuple[str, str], Skip] = {}
   for path in sorted((directory / "skipped").glob("*.json")):
     try:
-      skips = [Skip(**entry) for entry in json.loads(path.read_bytes())]
-    except (ValueError, TypeError) as error:
+      last = json.loads(path.read_bytes())["visits"][-1:]
+      skips = [Skip(**entry) for visit in last for entry in visit["skipped"]]
+    except (ValueError, TypeError, KeyError) as error:
       raise ValueError(
-        f"{path}: expected a list of objects with dataset, task and reason: {error};"
+        f"{path}: expected visits with what was skipped: {type(error).__name__}: {error};"
         " remove it or evaluate again"
       ) from error
     found |= {(skip.dataset, skip.task): skip for skip in skips}

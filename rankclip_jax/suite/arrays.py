@@ -1,13 +1,14 @@
 """Named arrays in files: written at once, and read only where they are whole."""
 
 import logging
-import os
 import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from rankclip_jax.evals import results
 
 # What numpy raises for a file that is cut short, or was changed.
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -18,12 +19,8 @@ log = logging.getLogger(__name__)
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes a .npz; a reader sees the old one or the new one whole."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-  try:
-    np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with results.replacing(path) as temporary, temporary.open("wb") as file:
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def read(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:

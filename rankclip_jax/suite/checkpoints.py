@@ -43,7 +43,7 @@ def chosen(cfg: Config, workdir: pathlib.Path, stop: StopSignal) -> Iterator[Cho
     Stopped: while it waits, if `stop` has come.
   """
   if cfg.eval.checkpoint == "follow":
-    yield from _followed(place_of(cfg, workdir), stop)
+    yield from _followed(workdir, stop)
   elif cfg.eval.checkpoint == "all":
     place = place_of(cfg, workdir)
     steps = together(lambda: _there(place))
@@ -59,7 +59,12 @@ def chosen(cfg: Config, workdir: pathlib.Path, stop: StopSignal) -> Iterator[Cho
 
 
 def place_of(cfg: Config, workdir: pathlib.Path) -> pathlib.Path:
-  """The workdir whose checkpoints are measured: this one, or that of `init.weights`."""
+  """The workdir whose checkpoints are measured: this one, or that of `init.weights`.
+
+  A training that is followed starts from `init.weights`, and is always this one's.
+  """
+  if cfg.eval.checkpoint == "follow":
+    return workdir
   given = start.path_of(cfg.init.weights) if cfg.init.weights else workdir
   own = (workdir / checkpoint.DIRECTORY).is_dir()
   return given if (given / checkpoint.DIRECTORY).is_dir() and not own else workdir

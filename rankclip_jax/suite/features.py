@@ -1,5 +1,6 @@
 """Embeddings of a split and of texts: shared by all processes, kept for the next task."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -28,16 +29,28 @@ class Features:
     image: float32 [examples, dim], as the projection gives them.
     labels: int32 [examples]; -1 for examples that have captions.
     seconds: it took to embed them; 0 if they were read from the cache.
+    waited: how many of them this process's devices stood idle, waiting for pictures.
   """
 
   image: np.ndarray
   labels: np.ndarray
   seconds: float
+  waited: float
 
   @property
   def unit(self) -> np.ndarray:
     """`image` L2-normalised."""
     return self.image / np.linalg.norm(self.image, axis=1, keepdims=True)
+
+
+def digest(facts: Any) -> str:
+  """SHA-256, in hexadecimal, of what JSON can hold."""
+  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def of_model(model: Model) -> str:
+  """A digest of all that embeddings depend on beside the data."""
+  return digest([model.facts, model.resizing, model.size.dtype])
 
 
 def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
@@ -47,31 +60,35 @@ def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
     model: the same on every process.
     opened: the split.
     cache: a folder that all processes see; a file is kept there for every model,
-      preprocessing and split.
+      preprocessing and split, of embeddings alone: labels are the data's.
 
   Raises:
-    ValueError: naming the example, if one cannot be read; on every process, if on any.
+    ValueError: naming the example, if one cannot be read or has no direction; on every
+      process, if on any.
   """
-  count = len(opened.source)
-  facts = [model.facts, model.resizing, opened.where, opened.split, count]
+  count, waits = len(opened.source), []
+  facts = [of_model(model), opened.identity]
   path = cache / _name(f"{opened.benchmark.name}_{opened.split}", facts)
-  began, embedded = time.perf_counter(), []
+  began = time.perf_counter()
 
   def embed() -> dict[str, np.ndarray]:
-    image, labels = together(lambda: _own_part(model, opened.source))
-    embedded.append(True)
-    return {"image": parts.joined(image, count), "labels": parts.joined(labels, count)}
+    waits.append(0.0)
+    own = together(lambda: _own_part(model, opened.source, waits.append))
+    image = parts.joined(own, count)
+    together(lambda: _check_directions(image, opened))
+    return {"image": image}
 
-  found = _kept(path, ("image", "labels"), count, embed)
-  seconds = time.perf_counter() - began if embedded else 0.0
-  return Features(found["image"], found["labels"], seconds)
+  image = _kept(path, ("image",), count, embed)["image"]
+  seconds = time.perf_counter() - began if waits else 0.0
+  labels = parts.joined(together(lambda: _own_labels(opened.source)), count)
+  return Features(image, labels, seconds, sum(waits))
 
 
 def of_texts(
   model: Model, texts: Sequence[str], cache: pathlib.Path, name: str
 ) -> np.ndarray:
   """Texts [texts, dim] L2-normalised, likewise; `name` begins that of the file."""
-  path = cache / _name(f"{name}_texts", [model.facts, list(texts)])
+  path = cache / _name(f"{name}_texts", [of_model(model), list(texts)])
   embed = lambda: {"text": _embedded(model, texts)}
   return _kept(path, ("text",), len(texts), embed)["text"]
 
@@ -82,7 +99,7 @@ def of_classes(model: Model, opened: Opened, cache: pathlib.Path) -> np.ndarray:
   Raises:
     ValueError: as `zero_shot.classifier`.
   """
-  facts = [model.facts, opened.classes, opened.templates]
+  facts = [of_model(model), opened.classes, opened.templates]
   path = cache / _name(f"{opened.benchmark.name}_classifier", facts)
 
   def embed() -> dict[str, np.ndarray]:
@@ -97,17 +114,32 @@ def of_classes(model: Model, opened: Opened, cache: pathlib.Path) -> np.ndarray:
   return _kept(path, ("weights",), len(opened.classes), embed)["weights"]
 
 
-def _own_part(model: Model, source: ItemSource) -> tuple[np.ndarray, np.ndarray]:
-  """Embeddings and labels of this process's examples."""
+def _own_part(
+  model: Model, source: ItemSource, waited: Callable[[float], None]
+) -> np.ndarray:
+  """Embeddings of this process's examples."""
   own = parts.own(len(source))
-  labels = np.full(len(own), -1, np.int32)
+  picture = lambda place: decoding.exact(source[own[place]])
+  return model.encode_pictures(len(own), picture, normalize=False, waited=waited)
 
-  def picture(place: int) -> np.ndarray:
-    item = source[own[place]]
-    labels[place] = item.label
-    return decoding.exact(item)
 
-  return model.encode_pictures(len(own), picture, normalize=False), labels
+def _own_labels(source: ItemSource) -> np.ndarray:
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return np.array(list(pool.map(source.label, parts.own(len(source)))), np.int32)
+
+
+def _check_directions(image: np.ndarray, opened: Opened) -> None:
+  """Refuses embeddings that cannot be normalised."""
+  norms = np.linalg.norm(image, axis=1)
+  bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+  if len(bad):
+    row = int(bad[0])
+    raise ValueError(
+      f"{opened.benchmark.name}@{opened.split}: expected embeddings of finite length "
+      f"above 0, got {norms[row]:g} for {opened.source[row].key!r}, the first of "
+      f"{len(bad)} of {len(norms)}; the model's weights are damaged, or its training "
+      "diverged."
+    )
 
 
 def _embedded(model: Model, texts: Sequence[str]) -> np.ndarray:
@@ -134,5 +166,4 @@ def _kept(
 
 def _name(begin: str, facts: Any) -> str:
   """A file name by all that its content depends on."""
-  digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-  return f"{begin.replace('/', '-')}_{digest[:16]}.npz"
+  return f"{begin.replace('/', '-')}_{digest(facts)[:16]}.npz"

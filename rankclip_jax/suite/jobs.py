@@ -1,42 +1,33 @@
-"""Which tasks there are, which of them are this job's, and what the jobs left out."""
+"""Which tasks there are, and which of them are this job's."""
 
-import dataclasses
+import hashlib
 import itertools
-import json
 import pathlib
-from collections.abc import Sequence
 
+from rankclip_jax import config as configs
 from rankclip_jax.config import Config
 from rankclip_jax.data.benchmarks import opening, table
-from rankclip_jax.evals import results
+from rankclip_jax.data.benchmarks.table import Benchmark
 from rankclip_jax.suite import tasks
 
 RESULTS = "results"
-_SKIPPED = "skipped"
+SEVERAL = "several"  # in place of eval.checkpoint, whether "all" or "follow"
 _STEP = "step_"
 _EVERY = "all"
-
-
-@dataclasses.dataclass(frozen=True)
-class Skip:
-  """A task that was not done, and why."""
-
-  dataset: str
-  task: str
-  reason: str
 
 
 def whole(cfg: Config) -> list[tuple[str, tasks.Name]]:
   """Every data set of the config with every task that it is good for.
 
   Raises:
-    ValueError: for a name that is no data set, or one that is named twice.
+    ValueError: if there is none; for a name that is no data set, or whose results would
+      overwrite those of another one.
   """
   return list(itertools.chain(*_groups(cfg)))
 
 
 def mine(cfg: Config) -> list[tuple[str, tasks.Name]]:
-  """This job's, of which those that share costly embeddings stay together.
+  """This job's, of which those of a data set, that share its embeddings, stay together.
 
   Raises:
     ValueError: as `whole`.
@@ -44,81 +35,90 @@ def mine(cfg: Config) -> list[tuple[str, tasks.Name]]:
   return list(itertools.chain(*_groups(cfg)[cfg.eval.shard :: cfg.eval.num_shards]))
 
 
-def of_step(workdir: pathlib.Path, step: int) -> pathlib.Path:
-  """Where the results of a checkpoint go."""
-  return workdir / RESULTS / f"{_STEP}{step}"
+def shard_of(cfg: Config) -> str:
+  """This job's name, `i_of_n`."""
+  return f"{cfg.eval.shard}_of_{cfg.eval.num_shards}"
 
 
-def steps(workdir: pathlib.Path) -> list[int]:
-  """The checkpoints that have results, ascending."""
-  names = [
-    path.name.removeprefix(_STEP) for path in (workdir / RESULTS).glob(f"{_STEP}*")
-  ]
-  return sorted(int(name) for name in names if name.isdecimal())
+def name_of(dataset: str, cfg: Config) -> str:
+  """What results call a data set."""
+  return opening.named(dataset, cfg.eval.folder_dir)[0].name
 
 
-def note_begun(workdir: pathlib.Path, shard: str) -> None:
-  """Takes back that a job (`i_of_n`) has ended, which it may have with other weights."""
-  _note(workdir, shard).unlink(missing_ok=True)
+def of_step(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+  """Where the results of a checkpoint go, or those of weights that are of none."""
+  return workdir / RESULTS if step is None else workdir / RESULTS / f"{_STEP}{step}"
 
 
-def note_skipped(workdir: pathlib.Path, shard: str, skipped: Sequence[Skip]) -> None:
-  """Writes down what a job (`i_of_n`) left out; an empty list says that nothing was."""
-  path = _note(workdir, shard)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  lines = [dataclasses.asdict(skip) for skip in skipped]
-  results.write_text(path, json.dumps(lines, indent=2) + "\n")
-
-
-def skipped(workdir: pathlib.Path, num_shards: int) -> list[Skip]:
-  """What all jobs left out.
+def flags_of(cfg: Config) -> dict[str, str]:
+  """The flags that decide what comes out, by their names; of files what is in them.
 
   Raises:
-    ValueError: naming jobs that have not ended.
+    ValueError: as `whole`, or if a file cannot be read.
   """
-  paths = [_note(workdir, f"{shard}_of_{num_shards}") for shard in range(num_shards)]
-  if missing := [shard for shard, path in enumerate(paths) if not path.is_file()]:
-    raise ValueError(
-      f"Jobs {missing} of {num_shards} have not ended in {workdir}; run each with "
-      f"--config.eval.shard=i --config.eval.num_shards={num_shards}, then merge."
-    )
-  return [Skip(**x) for path in paths for x in json.loads(path.read_text())]
+  of = cfg.eval
+  datasets = sorted({dataset for dataset, _ in whole(cfg)})
+  flags = {
+    "data.holdout": cfg.data.holdout,
+    "eval.checkpoint": SEVERAL if of.checkpoint in configs.SEVERAL else of.checkpoint,
+    "eval.datasets": ",".join(datasets),
+    "eval.few_shot": ",".join(map(str, sorted(of.few_shot))),
+    "eval.few_shot_seeds": of.few_shot_seeds,
+    "eval.names": _content(of.names),
+    "eval.probe": of.probe,
+    "eval.templates": _content(of.templates),
+    "init.weights": cfg.init.weights,
+    "seed": cfg.seed,
+  }
+  return {name: str(value) for name, value in flags.items()}
 
 
-def _note(workdir: pathlib.Path, shard: str) -> pathlib.Path:
-  return workdir / RESULTS / _SKIPPED / f"{shard}.json"
+def _content(path: str) -> str:
+  if not path:
+    return ""
+  try:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _names(cfg: Config) -> list[str]:
   if cfg.eval.datasets == _EVERY:
     return list(table.BENCHMARKS)
-  return [name.strip() for name in cfg.eval.datasets.split(",") if name.strip()]
-
-
-def _known(name: str) -> str:
-  """The table's name for a data set, or a user's folder as it is."""
-  return name if pathlib.Path(name).expanduser().is_dir() else table.find(name).name
+  names = [name.strip() for name in cfg.eval.datasets.split(",") if name.strip()]
+  if not names:
+    raise ValueError(
+      f"config.eval.datasets={cfg.eval.datasets!r} names no data set; give the ones that "
+      "are evaluated, separated by commas."
+    )
+  return names
 
 
 def _groups(cfg: Config) -> list[list[tuple[str, tasks.Name]]]:
-  """The tasks of all data sets, together where they embed the same."""
-  names = [_known(name) for name in _names(cfg)]
-  if twice := sorted({name for name in names if names.count(name) > 1}):
-    raise ValueError(f"config.eval.datasets names {', '.join(twice)} more than once.")
-  return [
-    [(name, task) for task in group] for name in names for group in _tasks(name, cfg)
-  ]
+  """The tasks of each data set."""
+  groups: dict[str, list[tuple[str, tasks.Name]]] = {}
+  for name in _names(cfg):
+    benchmark, folder = opening.named(name, cfg.eval.folder_dir)
+    dataset = str(folder or benchmark.name)
+    group: list[tuple[str, tasks.Name]] = [(dataset, x) for x in _tasks(benchmark, cfg)]
+    if benchmark.name in groups:
+      other, _ = groups[benchmark.name][0]
+      if other == dataset:
+        raise ValueError(f"config.eval.datasets names {dataset} more than once.")
+      raise ValueError(
+        f"config.eval.datasets: {other} and {dataset} are both called {benchmark.name}, "
+        "and their results would overwrite each other; rename a folder."
+      )
+    groups[benchmark.name] = group
+  return list(groups.values())
 
 
-def _tasks(name: str, cfg: Config) -> list[tuple[tasks.Name, ...]]:
-  if opening.named(name).task == "retrieval":
-    return [("zeroshot_retrieval", "geometry")]
-  groups: list[tuple[tasks.Name, ...]] = [("zeroshot_classification",)]
-  match cfg.eval.probe != "none", bool(cfg.eval.few_shot):
-    case True, True:
-      groups.append(("linear_probe", "few_shot_probe"))
-    case True, False:
-      groups.append(("linear_probe",))
-    case False, True:
-      groups.append(("few_shot_probe",))
-  return groups
+def _tasks(benchmark: Benchmark, cfg: Config) -> list[tasks.Name]:
+  if benchmark.task == "retrieval":
+    return ["zeroshot_retrieval", "geometry"]
+  found: list[tasks.Name] = ["zeroshot_classification"]
+  if cfg.eval.probe != "none":
+    found.append("linear_probe")
+  if cfg.eval.few_shot:
+    found.append("few_shot_probe")
+  return found

@@ -42,6 +42,11 @@ def held(path: pathlib.Path, job: str, remedy: str) -> Iterator[None]:
       file.close()
 
 
+def check_free(path: pathlib.Path, job: str, remedy: str) -> None:
+  """Refuses to go on while a process holds this lock; raises as `held`."""
+  _taken(path, job, remedy).close()
+
+
 def _taken(path: pathlib.Path, job: str, remedy: str) -> IO[str]:
   path.parent.mkdir(parents=True, exist_ok=True)
   file = path.open("a+", encoding="utf-8")

@@ -1,11 +1,11 @@
 """Every task on every data set: what is there, not done yet, and this job's."""
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 
@@ -16,7 +16,17 @@ from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.inference import Model
 from rankclip_jax.stopping import Stopped, StopSignal
-from rankclip_jax.suite import checkpoints, jobs, lock, parts, probing, tasks, written
+from rankclip_jax.suite import (
+  checkpoints,
+  features,
+  jobs,
+  lock,
+  notes,
+  parts,
+  probing,
+  tasks,
+  written,
+)
 from rankclip_jax.suite.checkpoints import Chosen
 from rankclip_jax.suite.tasks import Found, Setting
 from rankclip_jax.together import together
@@ -36,6 +46,8 @@ _STOPPING = (
   "Stopping when this task is done; what is done is kept. Ctrl-C again stops at once."
 )
 
+_T = TypeVar("_T")
+
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +61,7 @@ class _Job:
     setting: the model and where everything lies.
     chosen: which checkpoint it is.
     board: of TensorBoard.
+    diary: for those that join jobs; process 0's.
   """
 
   cfg: Config
@@ -56,6 +69,7 @@ class _Job:
   setting: Setting
   chosen: Chosen
   board: metrics.Board
+  diary: notes.Diary | None
 
 
 def run(cfg: Config, workdir: pathlib.Path) -> bool:
@@ -73,56 +87,85 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     ValueError: if there is no such model or data set, a data set has a defect, or another
       process does the same job.
   """
-  shard = f"{cfg.eval.shard}_of_{cfg.eval.num_shards}"
-  locked = lock.held(
-    workdir / jobs.RESULTS / "locks" / f"{shard}.json",
-    f"Job {cfg.eval.shard} of {cfg.eval.num_shards} on {workdir}",
-    "wait for it or stop it, or let both share the tasks by --config.eval.shard and "
-    "--config.eval.num_shards.",
-  )
+  shard, flags = jobs.shard_of(cfg), together(lambda: jobs.flags_of(cfg))
   board = metrics.Board(workdir / metrics.BOARD / f"eval_{shard}")
   try:
-    with StopSignal(_STOPPING) as stop, locked, board:
-      _alone(lambda: jobs.note_begun(workdir, shard))
-      skipped = _all(cfg, workdir, stop, board)
-      _alone(lambda: jobs.note_skipped(workdir, shard, skipped))
+    with StopSignal(_STOPPING) as stop, _locked(cfg, workdir), board:
+      diary = _alone(lambda: notes.Diary(workdir, shard, flags))
+      _all(cfg, workdir, stop, board, diary)
+      _alone(lambda: diary and diary.ends())
   except Stopped:
     log.warning("Stopped by a signal; the same command goes on.")
     return False
   return True
 
 
-def _alone(work: Callable[[], None]) -> None:
-  """Work of process 0; if it fails there, all fail."""
-  together(lambda: work() if jax.process_index() == 0 else None)
+def _alone(work: Callable[[], _T]) -> _T | None:
+  """Work of process 0, and there its result; if it fails there, all fail."""
+  return together(lambda: work() if jax.process_index() == 0 else None)
+
+
+@contextlib.contextmanager
+def _locked(cfg: Config, workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps out the same job, and those that share the tasks among another number."""
+  folder, count = workdir / jobs.RESULTS / "locks", cfg.eval.num_shards
+
+  def check_others() -> None:
+    for path in sorted(folder.glob("*_of_*.json")):
+      i, _, n = path.stem.partition("_of_")
+      if n != str(count):
+        remedy = f"wait for it or stop it, or give --config.eval.num_shards={n} here too."
+        lock.check_free(path, f"Job {i} of {n} on {workdir}", remedy)
+
+  with lock.held(
+    folder / f"{jobs.shard_of(cfg)}.json",
+    f"Job {cfg.eval.shard} of {count} on {workdir}",
+    "wait for it or stop it, or let both share the tasks by --config.eval.shard and "
+    "--config.eval.num_shards.",
+  ):
+    _alone(check_others)  # after its own, so that of two that begin one sees the other
+    yield
 
 
 def _all(
-  cfg: Config, workdir: pathlib.Path, stop: StopSignal, board: metrics.Board
-) -> list[jobs.Skip]:
-  """Does this job's tasks on every checkpoint; returns what was skipped of the last.
+  cfg: Config,
+  workdir: pathlib.Path,
+  stop: StopSignal,
+  board: metrics.Board,
+  diary: notes.Diary | None,
+) -> None:
+  """Does this job's tasks on every checkpoint.
 
   Raises:
     Stopped: between tasks, or while it waits.
   """
   todo = jobs.mine(cfg)
-  skipped: dict[tuple[str, tasks.Name], jobs.Skip] = {}
   for chosen in checkpoints.chosen(cfg, workdir, stop):
     weights = checkpoints.load(chosen, cfg, workdir)
-    if weights is None:
+    model = weights and Model(weights, batch_size=cfg.eval.batch_size)
+    digest = features.of_model(model) if model else ""
+    _alone(lambda x=chosen.step, y=digest: diary and diary.meets(x, y))
+    if model is None:
       continue
-    skipped.clear()
-    model = Model(weights, batch_size=cfg.eval.batch_size)
     log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
-    job = _Job(cfg, workdir, _setting(model, cfg, workdir), chosen, board)
+    job = _Job(cfg, workdir, _setting(model, cfg, workdir), chosen, board, diary)
     for dataset, task in todo:
       stop.check()
-      try:
-        _measure(job, dataset, task)
-      except NotPrepared as missing:
-        skipped[dataset, task] = jobs.Skip(dataset, task, missing.todo)
-        log.warning("%s of %s is skipped: %s", task, dataset, missing.todo)
-  return list(skipped.values())
+      told = _told(job, dataset, task)
+      _alone(lambda x=chosen.step, y=told: diary and diary.tells(x, y))
+
+
+def _told(job: _Job, dataset: str, task: tasks.Name) -> notes.Done | notes.Skip:
+  """Does a task, or says why not; raises as `_measure`."""
+  name = jobs.name_of(dataset, job.cfg)
+  try:
+    return notes.Done(name, task, _measure(job, dataset, task))
+  except NotPrepared as missing:
+    reason = missing.todo
+  except tasks.Skipped as skipped:
+    reason = str(skipped)
+  log.warning("%s of %s is skipped: %s", task, dataset, reason)
+  return notes.Skip(name, task, reason)
 
 
 def _setting(model: Model, cfg: Config, workdir: pathlib.Path) -> Setting:
@@ -144,17 +187,18 @@ def _setting(model: Model, cfg: Config, workdir: pathlib.Path) -> Setting:
   )
 
 
-def _measure(job: _Job, dataset: str, task: tasks.Name) -> None:
-  """Does a task and writes its result, unless that is there.
+def _measure(job: _Job, dataset: str, task: tasks.Name) -> str:
+  """Does a task and writes its result, unless that is there; returns the result's key.
 
   Raises:
     NotPrepared: if the data set is not there.
+    Skipped: if the task cannot be done with it.
     ValueError: if it has a defect.
   """
   test = job.setting.open(dataset)
   name, key = test.benchmark.name, _key(job.setting, test, task)
   main = job.workdir / jobs.RESULTS
-  own = main if job.chosen.step is None else jobs.of_step(job.workdir, job.chosen.step)
+  own = jobs.of_step(job.workdir, job.chosen.step)
   predicted = job.cfg.eval.predictions and task in _PREDICTING
   done = lambda folder: written.is_done(folder, name, task, key, predicted=predicted)
   if parts.of_first(together(lambda: done(own))):
@@ -171,6 +215,7 @@ def _measure(job: _Job, dataset: str, task: tasks.Name) -> None:
       written.publish(own, main, name, task)
 
   _alone(publish)
+  return key
 
 
 def _write(
@@ -191,11 +236,13 @@ def _write(
     dataset=name,
     task=task,
     metrics=found.metrics,
-    model=job.cfg.model.name,
-    pretrained=job.workdir.resolve().name,
+    model=_model_name(job),
+    pretrained=job.workdir.resolve().name + ("" if step is None else f"@{step}"),
     extras={
       "key": key,
+      "prompts": _prompts(job.setting.model, test),
       "weights": job.setting.model.source,
+      "dtype": job.setting.model.size.dtype,
       "step": step,
       "metric": test.benchmark.metric,
       "complete": test.complete,
@@ -205,9 +252,24 @@ def _write(
   )
 
 
+def _model_name(job: _Job) -> str:
+  """As the config calls the model, or if it does not, what its architecture is called."""
+  name = job.cfg.model.name
+  return job.setting.model.size.name or name if name == "loaded" else name
+
+
+def _prompts(model: Model, test: Opened) -> str:
+  return prompts.fingerprint(test.classes, test.templates, model.resizing)
+
+
 def _key(setting: Setting, test: Opened, task: tasks.Name) -> str:
-  """By all that a result depends on: weights, preprocessing, data and prompts."""
-  seen = prompts.fingerprint(test.classes, test.templates, setting.model.resizing)
+  """By all that a result depends on: weights, preprocessing, data and prompts.
+
+  Raises:
+    NotPrepared: if a split that the task needs is not there.
+  """
+  model, fitted_on = setting.model, probing.splits_of(task, setting.protocol)
+  data = [test.identity, *(setting.other(test, x).identity for x in fitted_on)]
   probe = {
     "linear_probe": [setting.protocol, setting.seed],
     "few_shot_probe": [
@@ -217,5 +279,5 @@ def _key(setting: Setting, test: Opened, task: tasks.Name) -> str:
       probing.FEW_SHOT_STRENGTH,
     ],
   }.get(task, [])
-  facts = [setting.model.facts, seen, test.where, len(test.source), task, probe]
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+  seen = _prompts(model, test)
+  return features.digest([features.of_model(model), seen, data, task, probe])

@@ -3,12 +3,13 @@
 import csv
 import io
 import pathlib
+from collections.abc import Sequence
 
 from rankclip_jax import checkpoint
 from rankclip_jax.config import SEVERAL, Config
-from rankclip_jax.data.benchmarks import opening
 from rankclip_jax.evals import results
-from rankclip_jax.suite import checkpoints, jobs
+from rankclip_jax.suite import checkpoints, jobs, notes
+from rankclip_jax.suite.notes import Done, Note, Skip, Visit
 
 FILE = "results.csv"
 _FIRST = ("dataset", "task", "metric", "value", "note")
@@ -24,31 +25,29 @@ def merge(cfg: Config, workdir: pathlib.Path) -> str:
     What to print.
 
   Raises:
-    ValueError: if a job has not ended, or a result that should be there is not.
+    ValueError: if a job has not ended, ran with other flags or measured other weights
+      than another one, or if a result is not the one that its job noted.
   """
-  reasons = {
-    (skip.dataset, skip.task): f"skipped: {skip.reason}"
-    for skip in jobs.skipped(workdir, cfg.eval.num_shards)
-  }
-  if cfg.eval.checkpoint in SEVERAL:
-    header, lines, missing = ("step", *_FIRST), [], []
-    kept = set(checkpoint.steps_of(checkpoints.place_of(cfg, workdir)))
-    for step in jobs.steps(workdir):
-      # A training that goes on deletes checkpoints, maybe before all jobs have met them.
-      gone = "" if step in kept else "skipped: the checkpoint was deleted"
-      found, absent = _lines(cfg, jobs.of_step(workdir, step), reasons, gone)
-      lines += [(step, *line) for line in found]
-      missing += [f"{one} at step {step}" for one in absent]
-  else:
-    header = _FIRST
-    lines, missing = _lines(cfg, workdir / jobs.RESULTS, reasons)
-  if missing:
+  several = cfg.eval.checkpoint in SEVERAL
+  found = notes.of_all(workdir, cfg.eval.num_shards, jobs.flags_of(cfg))
+  steps = _steps(found)
+  if not several and len(steps) != 1:
     raise ValueError(
-      f"{workdir} has no result for {', '.join(missing)}, and nothing says why; run the "
-      "job again with the same --config.eval.datasets."
+      f"Jobs in {workdir} measured several checkpoints, {steps}; run them again when "
+      "training has ended, or with a step as --config.eval.checkpoint."
     )
+  kept = checkpoint.steps_of(checkpoints.place_of(cfg, workdir))
+  lines = []
+  for step in steps:
+    gone = several and step not in kept
+    visits = _visits(found, step, gone=gone)
+    for dataset, task in jobs.whole(cfg):
+      told = _told(visits, jobs.name_of(dataset, cfg), task, gone=gone)
+      rows = _lines(jobs.of_step(workdir, step), told)
+      lines += [(step, *row) if several else row for row in rows]
   path = workdir / jobs.RESULTS / FILE
   text = io.StringIO(newline="")
+  header = ("step", *_FIRST) if several else _FIRST
   csv.writer(text).writerows([header, *lines])
   results.write_text(path, text.getvalue())
   skipped = sum(bool(line[-1]) for line in lines)
@@ -56,32 +55,76 @@ def merge(cfg: Config, workdir: pathlib.Path) -> str:
   return f"{done} tasks are done, {skipped} were skipped: {path}"
 
 
-def _lines(
-  cfg: Config,
-  directory: pathlib.Path,
-  reasons: dict[tuple[str, str], str],
-  gone: str = "",
-) -> tuple[list[tuple], list[str]]:
-  """The lines of a folder of results, and what is missing there without a reason.
+def _steps(found: Sequence[Note]) -> list[int | None]:
+  """Every checkpoint that a job met, ascending.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  steps = {visit.step for note in found for visit in note.visits}
+  if not steps:
+    raise ValueError("No job met a checkpoint, so that there is nothing to merge.")
+  return sorted(steps, key=lambda step: -1 if step is None else step)
+
+
+def _visits(found: Sequence[Note], step: int | None, *, gone: bool) -> list[Visit]:
+  """What all jobs did with a checkpoint.
 
   Args:
-    cfg: says which tasks there are.
-    directory: of results.
-    reasons: why tasks were skipped.
-    gone: a reason for every task.
+    found: notes of all jobs.
+    step: of the checkpoint.
+    gone: whether training has deleted it since, maybe before all jobs met it.
+
+  Raises:
+    ValueError: if a job never met it, or they met other weights.
   """
-  lines, missing = [], []
-  for dataset, task in jobs.whole(cfg):
-    name = opening.named(dataset).name
-    path = results.path_of(directory, name, task)
-    reason = reasons.get((dataset, task), gone)
-    # What was skipped has no result of these weights, but maybe of others; only in a
-    # folder of one step all are of the same.
-    if path.is_file() and (not reason or directory.name != jobs.RESULTS):
-      metrics = results.read(path)["metrics"]
-      lines += [(name, task, metric, value, "") for metric, value in metrics.items()]
-    elif reason:
-      lines.append((name, task, "", "", reason))
-    else:
-      missing.append(f"{task} of {name}")
-  return lines, missing
+  visits = [note.of_step(step) for note in found]
+  absent = [shard for shard, visit in enumerate(visits) if visit is None]
+  if absent and not gone:
+    raise ValueError(
+      f"Jobs {absent} of {len(found)} have not measured the checkpoint of step {step}; "
+      "run them again."
+    )
+  met = [visit or Visit(step, "") for visit in visits]
+  weights = [visit.weights for visit in met]
+  if len(set(weights) - {""}) > 1:
+    first = next(each for each in weights if each)
+    others = [i for i, each in enumerate(weights) if each and each != first]
+    of = "" if step is None else f" of step {step}"
+    raise ValueError(
+      f"Jobs {others} of {len(found)} measured other weights{of}, or in another "
+      f"arithmetic, than job {weights.index(first)}; run all jobs with the same."
+    )
+  return met
+
+
+def _told(visits: Sequence[Visit], name: str, task: str, *, gone: bool) -> Done | Skip:
+  """What the jobs say of a task."""
+  for visit in visits:
+    for each in (*visit.done, *visit.skipped):
+      if (each.dataset, each.task) == (name, task):
+        return each
+  if gone or any(not visit.weights for visit in visits):
+    return Skip(name, task, "the checkpoint was deleted")
+  raise ValueError(f"No job tells of {task} of {name}; run all of them again.")
+
+
+def _lines(directory: pathlib.Path, told: Done | Skip) -> list[tuple]:
+  """The lines of a task.
+
+  Raises:
+    ValueError: if its result is not there, or is another one.
+  """
+  name, task = told.dataset, told.task
+  if isinstance(told, Skip):
+    return [(name, task, "", "", f"skipped: {told.reason}")]
+  path = results.path_of(directory, name, task)
+  again = "run the job again with the same flags"
+  if not path.is_file():
+    raise ValueError(f"There is no result for {task} of {name} at {path}; {again}.")
+  result = results.read(path)
+  if result.get(results.EXTRAS, {}).get("key") != told.key:
+    raise ValueError(
+      f"{path} is of other weights, data or prompts than its job measured; {again}."
+    )
+  return [(name, task, metric, value, "") for metric, value in result["metrics"].items()]

@@ -1,22 +1,34 @@
 """Tasks that fit linear classifiers to a model's embeddings of pictures."""
 
 import functools
+import logging
 from typing import Any
 
 import numpy as np
 
+from rankclip_jax.data.benchmarks.items import HOLDOUT_EVERY
 from rankclip_jax.data.benchmarks.opening import Opened
+from rankclip_jax.data.benchmarks.table import Split
 from rankclip_jax.evals import classification
 from rankclip_jax.probes import few_shot, released, sweep
 from rankclip_jax.probes.probe import Probe
 from rankclip_jax.suite import predictions
-from rankclip_jax.suite.tasks import Found, Protocol, Setting, keys_of, speed
+from rankclip_jax.suite.tasks import Found, Protocol, Setting, Skipped, keys_of, speed
 
 FEW_SHOT_STRENGTH = 1.0
 """L2 strength of few-shot probes: scikit-learn's default. One example a class leaves none
 to choose it by, and choosing it by the test split would be cheating."""
 
 _FEW_SHOT_METRICS = ("acc1", "mean_per_class_recall")
+
+log = logging.getLogger(__name__)
+
+
+def splits_of(task: str, protocol: Protocol) -> tuple[Split, ...]:
+  """What a task fits its classifiers to."""
+  if task == "linear_probe":
+    return ("trainval",) if protocol == "released" else ("train", "val")
+  return ("trainval",) if task == "few_shot_probe" else ()
 
 
 def linear_probe(setting: Setting, test: Opened) -> Found:
@@ -44,21 +56,27 @@ def linear_probe(setting: Setting, test: Opened) -> Found:
 def few_shot_probe(setting: Setting, test: Opened) -> Found:
   """The same of k training examples a class: mean and spread over draws.
 
-  Features are L2-normalised, and the penalty is `FEW_SHOT_STRENGTH` for every k.
+  Features are L2-normalised, and the penalty is `FEW_SHOT_STRENGTH` for every k. Those k
+  are left out of which a class has fewer examples.
 
   Raises:
-    ValueError: if a class has fewer examples.
+    Skipped: if none is left.
   """
   train = setting.embedded(setting.other(test, "trainval"))
   classes = len(test.classes)
   counts = np.bincount(train.labels, minlength=classes)
-  most = max(setting.shots)
-  if most > counts.min():
-    raise ValueError(
-      f"config.eval.few_shot asks for {most} examples a class, and {test.benchmark.name} "
-      f"has {counts.min()} of {test.classes[int(counts.argmin())]!r} to train on; leave "
-      "the larger numbers out, or the data set."
-    )
+  shots = [k for k in sorted(setting.shots) if k <= counts.min()]
+  left_out = {
+    str(k): f"{test.benchmark.name} has {counts.min()} examples of "
+    f"{test.classes[int(counts.argmin())]!r} to train on"
+    for k in sorted(setting.shots)
+    if k not in shots
+  }
+  for k, reason in left_out.items():
+    log.warning("Few-shot probes of %s examples a class are left out: %s.", k, reason)
+  if not shots:
+    k, reason = next(iter(left_out.items()))
+    raise Skipped(f"{reason}, and config.eval.few_shot asks for {k} at least.")
   found = setting.embedded(test)
   seeds = range(setting.seed, setting.seed + setting.shot_seeds)
   results = few_shot.evaluate(
@@ -66,7 +84,7 @@ def few_shot_probe(setting: Setting, test: Opened) -> Found:
     (found.unit, found.labels),
     functools.partial(sweep.fit_one, classes=classes, strength=FEW_SHOT_STRENGTH),
     classes=classes,
-    shots=sorted(setting.shots),
+    shots=shots,
     seeds=seeds,
   )
   metrics = {
@@ -77,6 +95,7 @@ def few_shot_probe(setting: Setting, test: Opened) -> Found:
   }
   extras = {
     "strength": FEW_SHOT_STRENGTH,
+    "left_out": left_out,
     "seeds": list(seeds),
     "draws": [
       {"shots": each.shots, "by_seed": [dict(one) for one in each.by_seed]}
@@ -96,10 +115,19 @@ def _released(setting: Setting, test: Opened) -> tuple[Probe, int]:
 
 
 def _swept(setting: Setting, test: Opened) -> tuple[Probe, int]:
-  """The same, of which some chose the strength."""
-  train, val = (
-    setting.embedded(setting.other(test, split)) for split in ("train", "val")
-  )
+  """The same, of which some chose the strength.
+
+  Raises:
+    ValueError: if there are too few of them.
+  """
+  opened = [setting.other(test, x) for x in splits_of("linear_probe", "sweep")]
+  if not len(opened[1].source):
+    raise ValueError(
+      f"{test.benchmark.name}: expected at least {HOLDOUT_EVERY} training examples, as "
+      f"every {HOLDOUT_EVERY}th is for validation, got {len(opened[0].source)}; add "
+      "some, or a split val, or probe with --config.eval.probe=released."
+    )
+  train, val = map(setting.embedded, opened)
   by_class = test.benchmark.metric == "mean_per_class_recall"
   probe = sweep.fit(
     train.unit,

@@ -14,7 +14,7 @@ from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.data.benchmarks.table import Split
 from rankclip_jax.evals import classification, geometry, retrieval, zero_shot
 from rankclip_jax.inference import Model
-from rankclip_jax.suite import features, predictions
+from rankclip_jax.suite import features, parts, predictions
 from rankclip_jax.suite.features import Features
 from rankclip_jax.together import of_all, together
 
@@ -43,9 +43,13 @@ class Found:
   predictions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+class Skipped(ValueError):
+  """A task cannot be done with these data; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What tasks share.
+  """What the tasks of one checkpoint share.
 
   Attributes:
     model: that is measured.
@@ -56,6 +60,7 @@ class Setting:
     shot_seeds: draws of them.
     seed: of what probes draw.
     predictions: whether they are wanted.
+    opened: splits that are open, by name and split: large ones take minutes to open.
   """
 
   model: Model
@@ -66,14 +71,17 @@ class Setting:
   shot_seeds: int = 3
   seed: int = 0
   predictions: bool = False
+  opened: dict[tuple[str, Split], Opened] = dataclasses.field(default_factory=dict)
 
   def open(self, name: str, split: Split = "test") -> Opened:
-    """Opens a split on every process.
+    """Opens a split on every process; its identity is that on process 0.
 
     Raises:
       NotPrepared: on all of them, if it is there on none.
       ValueError: on all, if it has a defect, or is there on some only.
     """
+    if (name, split) in self.opened:
+      return self.opened[name, split]
 
     def attempt() -> Opened | NotPrepared:
       try:
@@ -90,7 +98,9 @@ class Setting:
       )
     if isinstance(found, NotPrepared):
       raise found
-    return found
+    identity = parts.digest_of_first(found.identity)
+    self.opened[name, split] = dataclasses.replace(found, identity=identity)
+    return self.opened[name, split]
 
   def other(self, test: Opened, split: Split) -> Opened:
     """Another split of the data set; raises as `open`."""
@@ -157,11 +167,15 @@ def keys_of(opened: Opened) -> list[str]:
 
 
 def speed(found: Features) -> dict[str, Any]:
-  """How many pictures were embedded, and how fast if it was now."""
-  count = len(found.labels)
+  """How many pictures were embedded; if it was now, how fast, and bound by input how far.
+
+  `input_bound` is the share of the time in which devices waited for pictures.
+  """
+  count, seconds = len(found.labels), found.seconds
   return {
     "images": count,
-    "images_per_second": count / found.seconds if found.seconds else None,
+    "images_per_second": count / seconds if seconds else None,
+    "input_bound": found.waited / seconds if seconds else None,
   }
 
 

@@ -4,7 +4,6 @@ A result has a key, which stands for all that it depends on.
 """
 
 import contextlib
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -69,9 +68,8 @@ def publish(
   new = predictions_of(directory, dataset, task)
   if old.is_file():
     new.parent.mkdir(parents=True, exist_ok=True)
-    temporary = new.with_name(f"{new.stem}.{os.getpid()}.tmp.npz")
-    shutil.copyfile(old, temporary)
-    temporary.replace(new)
+    with results.replacing(new) as temporary:
+      shutil.copyfile(old, temporary)
   else:
     new.unlink(missing_ok=True)
   path = results.path_of(directory, dataset, task)

@@ -89,7 +89,8 @@ def _skip(workdir, name, *entries):
   folder.mkdir(exist_ok=True)
   keys = ("dataset", "task", "reason")
   lines = [dict(zip(keys, entry, strict=True)) for entry in entries]
-  (folder / name).write_text(json.dumps(lines))
+  visits = [{"step": 5, "skipped": [{}]}, {"step": 10, "skipped": lines}]
+  (folder / name).write_text(json.dumps({"visits": visits}))
 
 
 def test_skipped_tasks_are_listed_with_their_reasons(build, make_workdir):
@@ -118,12 +119,16 @@ def test_a_workdir_where_all_was_skipped_says_so(build, make_workdir):
   assert "1 task was skipped" in "".join(section.itertext())
 
 
-@pytest.mark.parametrize("content", ["{", "{}x", "[1]", '[{"dataset": "a"}]'])
+@pytest.mark.parametrize(
+  "content", ["{", "{}x", "[1]", '{"visits": [{"skipped": [{"dataset": "a"}]}]}']
+)
 def test_broken_list_of_skipped_tasks_is_named(make_workdir, content):
   workdir = make_workdir()
   _skip(workdir, "0_of_1.json")
   (workdir / "results" / "skipped" / "0_of_1.json").write_text(content)
-  with pytest.raises(ValueError, match=r"0_of_1\.json: expected a list of objects"):
+  with pytest.raises(
+    ValueError, match=r"0_of_1\.json: expected visits with what was skipped"
+  ):
     run.read_runs([workdir])
 
 

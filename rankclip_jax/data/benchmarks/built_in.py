@@ -74,3 +74,6 @@ class EmojiItems:
     example = self._source[row]
     captions = example.captions if label < 0 else ()
     return Item(example.key, example.image, captions, example.shard, label)
+
+  def label(self, index: int, /) -> int:
+    return self._rows[index][1]

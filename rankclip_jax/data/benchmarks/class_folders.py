@@ -99,6 +99,9 @@ class FolderItems:
     except OSError as error:
       raise ValueError(f"{path} cannot be read ({error}); put it back.") from error
 
+  def label(self, index: int, /) -> int:
+    return self._rows[index][1]
+
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """The class folders of a split.

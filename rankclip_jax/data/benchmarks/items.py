@@ -38,6 +38,10 @@ class ItemSource(Protocol):
 
   def __getitem__(self, index: int, /) -> Item: ...
 
+  def label(self, index: int, /) -> int:
+    """That of an item, without its picture where that can be."""
+    ...
+
 
 class NotPrepared(ValueError):
   """A data set, or a split of it, is not there. The message says what to do.
@@ -73,6 +77,9 @@ class Selected:
       raise IndexError(f"there are items 0 to {len(self) - 1}, got {index}")
     return self._source[self._indices[index]]
 
+  def label(self, index: int, /) -> int:
+    return self._source.label(self._indices[index])
+
 
 class Joined:
   """The items of two splits, one after the other."""
@@ -92,6 +99,10 @@ class Joined:
       raise IndexError(f"there are items 0 to {len(self) - 1}, got {index}")
     at = index - len(self._first)
     return self._first[index] if at < 0 else self._second[at]
+
+  def label(self, index: int, /) -> int:
+    at = index - len(self._first)
+    return self._first.label(index) if at < 0 else self._second.label(at)
 
 
 class Layout(Protocol):

@@ -157,6 +157,10 @@ class TarItems:
       return Item(tar.key(row), picture, (), path, self._labels[shard][row])
     return Item(tar.key(row), picture, self._captions[shard][row], path)
 
+  def label(self, index: int, /) -> int:
+    shard, row = self._items.locate(index)
+    return self._labels[shard][row] if self._labels else -1
+
 
 def _bad(path: str, key: str, detail: str) -> BadExample:
   message = f"{path}, sample {key!r}: {detail}; fetch the tar again."

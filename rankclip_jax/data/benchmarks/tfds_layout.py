@@ -94,6 +94,7 @@ class TfdsItems:
   ):
     self._source, self._paths, self._benchmark = source, paths, benchmark
     self._label_of = None
+    self._seen: dict[int, int] = {}  # labels
     if classes is not None:
       self._label_of = {label: i for i, label in enumerate(classes.labels)}
 
@@ -123,7 +124,14 @@ class TfdsItems:
     (label,) = example.captions
     if label not in self._label_of:
       raise self._other_class(example.key, example.shard, repr(label))
-    return Item(example.key, example.image, (), example.shard, self._label_of[label])
+    self._seen[index] = self._label_of[label]
+    return Item(example.key, example.image, (), example.shard, self._seen[index])
+
+  def label(self, index: int, /) -> int:
+    """As in the item, which is read if nobody did yet; raises the same."""
+    if self._label_of is None:
+      return -1
+    return self._seen[index] if index in self._seen else self[index].label
 
   def _other_class(self, key: str, shard: str, got: str) -> BadExample:
     return BadExample(
