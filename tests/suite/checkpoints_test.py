@@ -12,7 +12,7 @@ import pytest
 from rankclip_jax import checkpoint, config, launcher, suite
 from rankclip_jax.evals import results
 from rankclip_jax.suite import checkpoints as suite_checkpoints
-from rankclip_jax.suite import jobs, measuring
+from rankclip_jax.suite import jobs, measuring, notes
 from tests.metrics_test import scalars
 from tests.suite.runs import STEPS, changed, count_calls, of_training, written
 
@@ -37,6 +37,7 @@ def test_all_checkpoints_are_measured_and_the_newest_is_the_workdirs(
   assert [x[results.EXTRAS]["step"] for x in found] == list(STEPS)
   assert [weights_of(x) for x in found] == [f"step {s} of {trained}" for s in STEPS]
   assert len({x[results.EXTRAS]["key"] for x in found}) == len(STEPS)
+  assert [x["pretrained"] for x in found] == [f"run@{step}" for step in STEPS]
   assert written(trained) == {("stl10", TASK): found[-1]}
 
   shutil.rmtree(trained / "results" / "step_10")
@@ -109,13 +110,11 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_passed_over(
   assert "Checkpoint 10 of" in caplog.text
   assert not written(trained, "step_10")
   assert written(trained) == written(trained, "step_20")
-  # Another job had measured more of it.
-  (trained / "results" / "step_10").mkdir()
   assert "2 tasks are done, 1 were skipped" in suite.merge(cfg, trained)
   text = (trained / "results" / "results.csv").read_text()
   assert f"10,stl10,{TASK},,,skipped: the checkpoint was deleted" in text
   (trained / "results" / "step_5" / "stl10_zeroshot_classification.json").unlink()
-  with pytest.raises(ValueError, match=f"no result for {TASK} of stl10 at step 5"):
+  with pytest.raises(ValueError, match=f"no result for {TASK} of stl10 at .*step_5"):
     suite.merge(cfg, trained)
 
 
@@ -156,7 +155,7 @@ def test_a_signal_ends_a_job_after_its_task_and_the_same_command_goes_on(
   cfg, tmp_path, monkeypatch, number
 ):
   cfg = changed(cfg, datasets="stl10,flickr30k")
-  jobs.note_skipped(tmp_path, "0_of_1", [])  # by an earlier one, of other weights
+  notes.Diary(tmp_path, "0_of_1", jobs.flags_of(cfg)).ends()  # of other weights
   work = measuring._TASKS[TASK]
 
   def preempted(*args):
@@ -175,9 +174,17 @@ def test_a_signal_ends_a_job_after_its_task_and_the_same_command_goes_on(
   assert len(written(tmp_path)) == 3
 
 
-def test_a_signal_ends_the_waiting(cfg, tmp_path, monkeypatch):
-  (tmp_path / "run").mkdir()
+@pytest.mark.parametrize("fine_tuned", [True, False])
+def test_a_training_is_followed_before_it_begins(
+  cfg, trained, tmp_path, monkeypatch, caplog, fine_tuned
+):
+  caplog.set_level(logging.INFO)
+  checkpoint.mark_complete(trained, 20)  # what a fine-tuning starts from has ended
   preempt = lambda seconds: os.kill(os.getpid(), signal.SIGTERM)
   monkeypatch.setattr(suite_checkpoints.time, "sleep", preempt)
-  cfg = of_training(cfg, datasets="stl10", checkpoint="follow")
-  assert launcher.run(cfg, tmp_path / "run") == launcher.EXIT_STOPPED
+  weights = str(trained) if fine_tuned else ""
+  cfg = dataclasses.replace(cfg, init=config.InitConfig(weights=weights))
+  cfg = changed(cfg, datasets="stl10", checkpoint="follow")
+  assert launcher.run(cfg, tmp_path / "new") == launcher.EXIT_STOPPED
+  assert f"Waiting for a first checkpoint of {tmp_path / 'new'}" in caplog.text
+  assert not written(tmp_path / "new")

@@ -24,7 +24,7 @@ def encoded(monkeypatch):
 
 
 def whole(path):
-  names = ("weights",) if "classifier" in path.name else ("image", "labels")
+  names = ("weights",) if "classifier" in path.name else ("image",)
   stored = arrays.read(path, names)
   assert stored is not None
   return stored

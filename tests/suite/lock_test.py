@@ -54,3 +54,6 @@ def test_jobs_of_one_workdir_take_one_lock_a_shard(cfg, tmp_path):
     with pytest.raises(ValueError, match=r"Job 0 of 2 on .* runs already .*eval.shard"):
       suite.run(cfg, tmp_path)
     assert suite.run(changed(cfg, shard=1), tmp_path)
+    with pytest.raises(ValueError, match=r"Job 0 of 2 on .*num_shards=2 here too"):
+      suite.run(changed(cfg, shard=0, num_shards=1), tmp_path)
+  assert suite.run(changed(cfg, shard=0, num_shards=1), tmp_path)

@@ -1,10 +1,12 @@
 """mode=eval on named data sets: what is measured, skipped, and not done twice."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,10 +14,11 @@ import sys
 import numpy as np
 import pytest
 
-from rankclip_jax import inference, launcher, suite
-from rankclip_jax.data.benchmarks import prompts, table
+from rankclip_jax import inference, launcher, start, suite
+from rankclip_jax.data.benchmarks import opening, prompts, table
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
-from rankclip_jax.suite import features, jobs, measuring
+from rankclip_jax.models import sizes
+from rankclip_jax.suite import features, jobs, measuring, notes
 from tests.data.benchmarks import sets
 from tests.suite.runs import CAPTIONS, changed, count_calls, written
 
@@ -29,13 +32,23 @@ def test_every_data_set_is_measured_or_skipped_with_a_reason(cfg, tmp_path):
     ("flickr30k", "geometry"),
     ("stl10", "zeroshot_classification"),
   }
-  (skip,) = jobs.skipped(tmp_path, 1)
+  (visit,) = notes.of_all(tmp_path, 1, jobs.flags_of(cfg))[0].visits
+  (skip,) = visit.skipped
   assert (skip.dataset, skip.task) == ("imagenet-a", "zeroshot_classification")
   assert "prepare" in skip.reason
   extras = found["vtab/cifar10", "zeroshot_classification"][results.EXTRAS]
   assert extras["images"] == 27
   assert extras["complete"] is False  # CIFAR-10 has 10,000
   assert 0 <= extras["calibration_error"] <= 1
+  assert 0 < extras["input_bound"] < 1
+  assert extras["dtype"] == "float32"
+  cifar = opening.open_benchmark(
+    "vtab/cifar10", "test", opening.Options(data_dir=cfg.data.tfds_dir)
+  )
+  how = inference.load(cfg.init.weights).resizing
+  expected = prompts.fingerprint(cifar.classes, cifar.templates, how)
+  assert extras["prompts"] == expected
+  assert {x["model"] for x in found.values()} == {"nano"}
   assert (tmp_path / "report" / "index.html").is_file()
 
 
@@ -95,7 +108,7 @@ def test_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
   suite.run(cfg, tmp_path)
   assert len(done) == 1
   (again,) = written(tmp_path).values()
-  speed = {"images_per_second": None}
+  speed = {"images_per_second": None, "input_bound": None}
   assert again[results.EXTRAS] == before[results.EXTRAS] | speed
   other = tmp_path / "prompts.txt"
   other.write_text("a drawing of a {c}\n")
@@ -128,16 +141,84 @@ def test_jobs_share_the_tasks_and_are_merged_when_all_have_ended(cfg, tmp_path):
     suite.merge(cfg, tmp_path)
 
 
-@pytest.mark.parametrize(
-  "datasets, message",
-  [
-    ("cifar10,vtab/cifar10", "names vtab/cifar10 more than once"),
-    ("cifar11", "cifar10"),
-  ],
-)
-def test_names_are_checked_before_anything_runs(cfg, datasets, message):
+def test_data_that_changed_are_measured_again(cfg, tmp_path):
+  folder = sets.write_class_folders(tmp_path / "mine", {"cat": 2, "dog": 4})
+  (tmp_path / "prompts.txt").write_text("a {c}\n")
+  cfg = changed(cfg, datasets=str(folder), templates=str(tmp_path / "prompts.txt"))
+  cfg = changed(cfg, predictions=True)
+
+  def labels(workdir):
+    suite.run(cfg, workdir)
+    name = "mine_zeroshot_classification.npz"
+    with np.load(workdir / "results" / "predictions" / name) as file:
+      return file["keys"].tolist(), file["labels"].tolist()
+
+  run = tmp_path / "run"
+  assert labels(run)[1] == [0, 0, 1, 1, 1, 1]
+  (folder / "test" / "cat").rename(folder / "test" / "zebra")
+  assert labels(run) == labels(tmp_path / "fresh")
+  assert labels(run)[1] == [0, 0, 0, 0, 1, 1]
+  (folder / "test" / "dog" / "002.png").write_bytes(b"none")
+  with pytest.raises(ValueError, match=r"002\.png"):
+    suite.run(cfg, run)
+
+
+def test_probes_notice_that_training_data_changed(cfg, tmp_path, monkeypatch):
+  names, folder = ("a", "b"), tmp_path / "mine"
+  sets.write_tars(folder, [sets.labelled(0, 1)], names=names, templates=["a {c}"])
+  sets.write_tars(folder, [sets.labelled(0, 1, 1)], split="train")
+  cfg = changed(cfg, datasets=str(folder), probe="released")
+  suite.run(cfg, tmp_path / "run")
+  done = count_calls(monkeypatch, measuring._TASKS, "linear_probe")
+  suite.run(cfg, tmp_path / "run")
+  assert not done
+  sets.write_tars(folder, [sets.labelled(1, 0, 0)], split="train")
+  suite.run(cfg, tmp_path / "run")
+  assert len(done) == 1
+
+
+def test_a_folder_in_the_place_of_a_known_set_is_probed_with_its_own(cfg, tmp_path):
+  stl10 = dict.fromkeys(prompts.classes_of(table.find("stl10")).labels, 1)
+  root = tmp_path / "folders"
+  for split in ("train", "test"):
+    sets.write_class_folders(root / "stl10", stl10, split)
+  known = pathlib.Path(cfg.eval.folder_dir) / "wds_stl10"
+  shutil.copytree(known, root / "wds_stl10")
+  names = list(stl10)
+  sets.write_tars(root / "wds_stl10", [sets.labelled(*[1] * 30)], split="train")
+  assert len(names) == 10
+  cfg = changed(cfg, folder_dir=str(root), datasets=str(root / "stl10"), few_shot=(1,))
+  suite.run(changed(cfg, few_shot_seeds=1), tmp_path / "run")
+  found = written(tmp_path / "run")["stl10", "few_shot_probe"][results.EXTRAS]
+  assert found["train_examples"] == 10
+
+
+def test_bfloat16_and_float32_share_nothing(cfg):
+  weights = start.read(pathlib.Path(cfg.init.weights))
+  half = dataclasses.replace(weights, size=sizes.changed(weights.size, dtype="bfloat16"))
+  digests = [features.of_model(inference.Model(each)) for each in (weights, half)]
+  assert digests[0] != digests[1]
+
+
+def test_embeddings_without_a_direction_are_refused(cfg, tmp_path, monkeypatch):
+  encode = inference.Model.encode_pictures
+  nothing = lambda *args, **options: encode(*args, **options) * [[0], [1], [1], [1], [1]]
+  monkeypatch.setattr(inference.Model, "encode_pictures", nothing)
+  message = "stl10@test: .*above 0, got 0 for 's0000000', the first of 1 of 5"
   with pytest.raises(ValueError, match=message):
-    jobs.whole(changed(cfg, datasets=datasets))
+    suite.run(changed(cfg, datasets="stl10"), tmp_path)
+
+
+def test_a_result_without_metrics_is_made_again(cfg, tmp_path):
+  cfg = changed(cfg, datasets="stl10")
+  suite.run(cfg, tmp_path)
+  path = tmp_path / "results" / "stl10_zeroshot_classification.json"
+  record = json.loads(path.read_text())
+  path.write_text(json.dumps(record | {"metrics": None}))
+  with pytest.raises(ValueError, match=r"expected metrics by name, got None: remove it"):
+    suite.merge(cfg, tmp_path)
+  suite.run(cfg, tmp_path)
+  assert json.loads(path.read_text())["metrics"] == record["metrics"]
 
 
 def test_a_damaged_picture_is_an_error_that_names_it(cfg, tmp_path):
@@ -214,7 +295,10 @@ def test_two_processes_measure_what_one_does(cfg, tmp_path):
     assert got[results.EXTRAS]["images"] == expected[results.EXTRAS]["images"]
   names = lambda folder: sorted(p.name for p in folder.rglob("*.npz"))
   assert names(one) == names(two)
-  assert json.loads((two / "results" / "skipped" / "0_of_1.json").read_text()) == []
+  note = notes.read(two, "0_of_1")
+  assert note is not None
+  assert note.ended
+  assert not note.visits[0].skipped
 
 
 def test_what_one_process_lacks_stops_all_of_them(cfg, tmp_path):

@@ -5,7 +5,6 @@ import pytest
 
 from rankclip_jax import suite
 from rankclip_jax.evals import results
-from rankclip_jax.suite import jobs
 from tests.data.benchmarks import sets
 from tests.suite.runs import changed, written
 
@@ -45,20 +44,30 @@ def test_few_shot_probes_have_a_mean_and_a_spread(cfg, tmp_path, folder):
     assert found["metrics"][f"{start}_std"] == pytest.approx(np.std(scores, ddof=1))
 
 
-def test_more_shots_than_a_class_has_are_refused_with_both_numbers(cfg, tmp_path, folder):
-  cfg = few(cfg, folder, few_shot=(1, 5))
-  message = "asks for 5 examples a class, and pets has 4 of 'cat' to train on"
+def test_shots_that_a_class_lacks_are_left_out_with_the_reason(cfg, tmp_path, folder):
+  suite.run(few(cfg, folder, few_shot=(1, 5), few_shot_seeds=1), tmp_path / "some")
+  found = written(tmp_path / "some")["pets", "few_shot_probe"]
+  assert found["metrics"].keys() == {
+    f"lp_{name}_k1_{what}"
+    for name in ("acc1", "mean_per_class_recall")
+    for what in ("mean", "std")
+  }
+  reason = "pets has 4 examples of 'cat' to train on"
+  assert found[results.EXTRAS]["left_out"] == {"5": reason}
+
+  cfg = few(cfg, folder, few_shot=(8, 5))
+  suite.run(cfg, tmp_path / "none")
+  assert ("pets", "few_shot_probe") not in written(tmp_path / "none")
+  assert "1 tasks are done, 1 were skipped" in suite.merge(cfg, tmp_path / "none")
+  text = (tmp_path / "none" / "results" / "results.csv").read_text()
+  assert f'"skipped: {reason}, and config.eval.few_shot asks for 5 at least."' in text
+
+
+def test_too_few_examples_for_a_validation_split(cfg, tmp_path):
+  folder = tmp_path / "pets"
+  for split in ("train", "test"):
+    sets.write_class_folders(folder, {"cat": 2, "dog": 2}, split)
+  (tmp_path / "prompts.txt").write_text("a {c}\n")
+  message = "pets: expected at least 5 training examples, .* got 4; add some"
   with pytest.raises(ValueError, match=message):
-    suite.run(cfg, tmp_path)
-
-
-def test_probes_of_a_data_set_stay_in_one_job(cfg):
-  cfg = changed(
-    cfg, datasets="cifar10,flickr30k", probe="sweep", few_shot=(1,), num_shards=3
-  )
-  groups = [[task for _, task in jobs.mine(changed(cfg, shard=i))] for i in range(3)]
-  assert groups == [
-    ["zeroshot_classification"],
-    ["linear_probe", "few_shot_probe"],
-    ["zeroshot_retrieval", "geometry"],
-  ]
+    suite.run(few(cfg, folder, probe="sweep"), tmp_path / "run")
