@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -277,3 +278,33 @@ def test_another_vocabulary_has_pictures_alone():
   assert model.encode_text([]).shape == (0, 32)
   with pytest.raises(ValueError, match="here has 100 tokens, .* only its pictures"):
     model.encode_text("a")
+
+
+def test_devices_wait_for_pictures_only_while_they_have_nothing_to_do(model, monkeypatch):
+  batches, seconds = 3, 0.01
+  count = batches * model.batch_size
+
+  def waits():
+    found = []
+
+    def picture(place):
+      time.sleep(seconds)
+      return np.zeros((5, 7, 3), np.uint8)
+
+    model.encode_pictures(count, picture, waited=found.append)
+    return found
+
+  waits()  # compiles
+  idle = waits()
+  assert len(idle) == batches
+  assert sum(idle) > seconds
+  assert min(idle) >= 0
+
+  def slow(embedded):
+    time.sleep(2 * seconds * model.batch_size)
+    return time.perf_counter()
+
+  monkeypatch.setattr(inference, "_when_ready", slow)
+  busy = waits()
+  assert busy[0] >= seconds
+  assert busy[1:] == [0.0, 0.0]

@@ -60,7 +60,8 @@ class Setting:
     shot_seeds: draws of them.
     seed: of what probes draw.
     predictions: whether they are wanted.
-    opened: splits that are open, by name and split: large ones take minutes to open.
+    opened: splits of the last data set, by its name and theirs: large ones take minutes
+      to open, and tasks of one data set follow each other.
   """
 
   model: Model
@@ -82,6 +83,8 @@ class Setting:
     """
     if (name, split) in self.opened:
       return self.opened[name, split]
+    for other in [key for key in self.opened if key[0] != name]:
+      del self.opened[other]
 
     def attempt() -> Opened | NotPrepared:
       try:

@@ -140,6 +140,18 @@ def test_read_all_is_sorted_and_skips_other_files(tmp_path):
   assert datasets == ["cars", "mscoco_captions", "stl10"]
 
 
+def test_writers_of_one_file_on_all_hosts_do_not_meet(tmp_path, monkeypatch):
+  # Containers have few process ids, and share folders.
+  monkeypatch.setattr(os, "getpid", lambda: 1)
+  path = tmp_path / "x.json"
+  with results.replacing(path) as one, results.replacing(path) as two:
+    assert one != two
+    one.write_text("1")
+    two.write_text("2")
+  assert path.read_text() == "1"
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_directory_has_no_results(tmp_path):
   assert results.read_all(tmp_path / "absent") == []
 
@@ -150,6 +162,7 @@ def test_a_missing_directory_has_no_results(tmp_path):
     (b'{"dataset": ', "expected JSON"),
     (b"\xff\xfe", "expected JSON"),
     (b"[1, 2]", "expected a result .*got list"),
+    (b'{"dataset": "a", "task": "b", "metrics": null}', "expected metrics by .*got None"),
     (b'{"dataset": "cars", "task": "x"}', r"expected .*got \['dataset', 'task'\]"),
   ],
 )

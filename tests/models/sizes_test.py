@@ -62,3 +62,10 @@ def test_towers_that_do_not_fit_are_refused(make, message):
 def test_a_size_survives_json(name):
   size = sizes.SIZES[name]
   assert sizes.from_json(json.loads(json.dumps(dataclasses.asdict(size)))) == size
+
+
+def test_a_size_knows_its_name():
+  assert all(size.name == name for name, size in sizes.SIZES.items())
+  size = sizes.named("ViT-B-32-gelu", dtype="bfloat16")
+  assert size.name == "ViT-B-32"
+  assert sizes.changed(size, image_size=256).name == ""
