@@ -52,7 +52,7 @@ container() {
   done
   shift
   # TPUs and their metadata server are the host's; ten seconds are too few for a save.
-  quoted sudo docker run "${options[@]}" --privileged --net=host --stop-timeout=300 \
+  quoted sudo docker run "${options[@]}" --privileged --network=host --stop-timeout=300 \
     --volume="$mount:$mount" "$image" "$@"
 }
 

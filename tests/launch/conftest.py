@@ -11,8 +11,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Writes its name, arguments and standard input, and does as the environment says.
 _STAND_IN = """#!/bin/bash
-{ printf '%s\\0' "${0##*/}" "$@"; [ "${0##*/}" != kubectl ] || cat; printf '\\0\\036\\0'; } \
-  >> "$CALLS"
+call=("${0##*/}" "$@")
+[ "${0##*/}" != kubectl ] || call+=("$(cat)")
+# At once, as several may write at a time.
+printf '%s\\0' "${call[@]}" $'\\036' >> "$CALLS"
 case "${0##*/} $*" in
   *describe*) echo "$STATE" ;;
   sbatch*) echo "123;cluster" ;;
@@ -51,7 +53,7 @@ class Shell:
       return []
     text = path.read_text(encoding="utf-8")
     path.unlink()
-    return [call.rstrip("\0").split("\0") for call in text.split("\0\036\0") if call]
+    return [call.split("\0") for call in text.split("\0\036\0") if call]
 
 
 @pytest.fixture

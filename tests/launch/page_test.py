@@ -1,4 +1,4 @@
-"""docs/launch.md shows what its commands print; `python tests/launch/page_test.py` writes it."""
+"""docs/launch.md shows what its commands print; run as a program, this file writes it."""
 
 import os
 import pathlib
