@@ -97,12 +97,19 @@ def named(name: str, folder_dir: str = "") -> tuple[Benchmark, pathlib.Path | No
   Raises:
     ValueError: if there is none, or a folder has the name of another data set.
   """
-  try:
-    return table.find(name), None
-  except ValueError:
-    folder = pathlib.Path(name).expanduser().resolve()
-    if not folder.is_dir():
-      raise
+  path = pathlib.Path(name).expanduser()
+  folder = path.resolve()
+  if not (path.is_absolute() or name.startswith(".")):  # then it may be a name
+    try:
+      return table.find(name), None
+    except ValueError:
+      if not folder.is_dir():
+        raise
+  if not folder.is_dir():
+    raise ValueError(
+      f"expected a data set of the evaluation, or a folder with one, got {name!r}, which "
+      "is not there"
+    )
   if known := table.by_file_name(folder.name):
     if folder != places.class_folders(known, folder_dir).resolve():
       raise ValueError(

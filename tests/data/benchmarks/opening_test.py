@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rankclip_jax.data import decoding, openmoji_labels
-from rankclip_jax.data.benchmarks import prompts, status
+from rankclip_jax.data.benchmarks import opening, prompts, status
 from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Options, open_benchmark
 from rankclip_jax.data.benchmarks.table import BENCHMARKS
@@ -242,6 +242,15 @@ def test_own_folders_are_what_they_are_and_not_known_sets(tmp_path, where, monke
   sets.write_class_folders(place, dict.fromkeys(DIGITS, 1))
   opened = open_benchmark(str(place), options=where)
   assert (opened.benchmark.name, opened.classes[3]) == ("vtab/svhn", "three")
+
+
+def test_paths_are_no_spellings_of_names(tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match="or a folder with one, got '/wds/stl10', which"):
+    opening.named("/wds/stl10")
+  folder = sets.write_class_folders(tmp_path / "vtab" / "pets", {"cat": 1})
+  monkeypatch.chdir(tmp_path)
+  assert opening.named("vtab/pets")[1] is None
+  assert opening.named("./vtab/pets")[1] == folder
 
 
 def identities(name, where):
