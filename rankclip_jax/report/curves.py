@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankclip_jax.report import markup, plots
+from rankclip_jax.report import markup, measured, plots
 from rankclip_jax.report.logged import Curve
 from rankclip_jax.report.numbers import HEADLINES
 from rankclip_jax.report.run import Run
@@ -111,7 +111,7 @@ def _figure(
   alt = f"{panel.title} by step; last value: " + ", ".join(
     f"{runs[place].name} {value}" for place, value in last.items()
   )
-  if markup.is_fraction(panel.key):
+  if measured.is_fraction(panel.key):
     by_run = {
       place: Curve(curve.steps, 100 * curve.values) for place, curve in by_run.items()
     }
@@ -126,7 +126,7 @@ def _figure(
 def _last(curve: Curve, key: str) -> str:
   """The last value that was logged as a number."""
   value = float(curve.values[np.isfinite(curve.values)][-1])
-  if markup.is_fraction(key):
+  if measured.is_fraction(key):
     return markup.metric_value(key, value, digits=1)
   return markup.short_number(value)
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rankclip_jax.report import plots
+from rankclip_jax.report.measured import is_fraction
 from rankclip_jax.report.run import PARTS, Run
 
 NOTHING = "\N{EN DASH}"
@@ -23,11 +24,6 @@ _MINUS = "\N{MINUS SIGN}"
 _THUMBNAIL_PIXELS = 72
 _THUMBNAIL_QUALITY = 80
 
-# Metrics that are fractions by their definition, shown in percent.
-# With their mean and standard deviation over draws of k examples a class.
-_FRACTION = re.compile(
-  r"(recall@\d+|acc\d+|mean_per_class_recall)(_k\d+_(mean|std))?$|overlap$"
-)
 _RANK = re.compile(r"_rank$")
 
 
@@ -90,11 +86,6 @@ def _encode(pixels: np.ndarray) -> str:
   buffer = io.BytesIO()
   picture.save(buffer, format="webp", quality=_THUMBNAIL_QUALITY, method=4)
   return base64.b64encode(buffer.getvalue()).decode()
-
-
-def is_fraction(metric: str) -> bool:
-  """Whether a metric is a fraction by its name, and so shown in percent."""
-  return bool(_FRACTION.search(metric))
 
 
 def metric_value(metric: str, value: float | None, *, digits: int = 2) -> str:

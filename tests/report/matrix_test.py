@@ -118,7 +118,13 @@ def test_a_workdir_where_all_was_skipped_says_so(build, make_workdir):
   assert "1 task was skipped" in "".join(section.itertext())
 
 
-@pytest.mark.parametrize("content", ["{", "{}x", "[1]", '[{"dataset": "a"}]'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    "{", "{}x", "[1]", '[{"dataset": "a"}]',
+    '[{"dataset": null, "task": "a", "reason": "b"}]',
+  ],
+)  # fmt: skip
 def test_broken_list_of_skipped_tasks_is_named(make_workdir, content):
   workdir = make_workdir()
   _skip(workdir, "0_of_1.json")
