@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankclip_jax.report import markup, measured, plots
+from rankclip_jax.report import markup, measured, numbers, plots
 from rankclip_jax.report.logged import Curve
-from rankclip_jax.report.numbers import HEADLINES
 from rankclip_jax.report.run import Run
 
 # Of checkpoints that the suite measured.
-_OF_CHECKPOINTS = {**HEADLINES, "lp_acc1": "Linear probe top-1"}
+_OF_CHECKPOINTS = {**numbers.HEADLINES, "lp_acc1": "Linear probe top-1"}
 _MOST_OF_CHECKPOINTS = 12
 
 
@@ -72,11 +71,11 @@ def section(runs: Sequence[Run]) -> str:
 def _checkpoints(runs: Sequence[Run]) -> str:
   """Panels of the headline metrics that were measured of several checkpoints."""
   keys = sorted({key for run in runs for key in run.by_step})
-  chosen = [key for metric in _OF_CHECKPOINTS for key in keys if key[2] == metric]
+  chosen = numbers.foremost(keys, _OF_CHECKPOINTS, _MOST_OF_CHECKPOINTS)
   of_runs = [{"/".join(key): c for key, c in run.by_step.items()} for run in runs]
   figures = "".join(
     _figure(runs, Panel("/".join(key), f"{_OF_CHECKPOINTS[key[2]]}: {key[0]}"), of_runs)
-    for key in chosen[:_MOST_OF_CHECKPOINTS]
+    for key in chosen
   )
   if not figures:
     return ""
@@ -145,7 +144,7 @@ def _evaluations(runs: Sequence[Run]) -> list[Panel]:
   """Panels for the headline metrics that were logged as eval/TASK/METRIC."""
   keys = sorted({key for run in runs for key in run.curves if key.startswith("eval/")})
   panels = []
-  for metric, title in HEADLINES.items():
+  for metric, title in numbers.HEADLINES.items():
     found = [key for key in keys if key.rpartition("/")[2] == metric]
     for key in found:
       task = key.removeprefix("eval/").rpartition("/")[0]

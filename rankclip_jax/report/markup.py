@@ -45,10 +45,21 @@ def section(anchor: str, title: str, lead: str, body: str) -> str:
 
 
 def absent(run: Run, part: str) -> str:
-  """Says that a part of a run is not there, and which command makes it; else ""."""
+  """Says that a part of a run is not there, and which command makes it; else "".
+
+  Of a folder with results alone it only says that.
+  """
   if part not in run.absent:
     return ""
   file, mode = PARTS[part]
+  if not run.trained_here:
+    # To train there would be to make another model.
+    if part != "config":
+      return ""
+    return (
+      f'<p class="absent"><b>{escape(run.name)}</b> was only evaluated here: without'
+      " <code>config.json</code> it is not known how it was trained.</p>"
+    )
   return (
     f'<p class="absent"><b>{escape(run.name)}</b>: <code>{escape(file)}</code>'
     f" {escape(run.absent[part])}. To make it:"

@@ -42,10 +42,17 @@ class Run:
   pictures: tuple[Picture, ...]
   absent: Mapping[str, str]
 
+  @property
+  def trained_here(self) -> bool:
+    """False for a folder that holds only results, of weights from elsewhere."""
+    return bool(not self.results or {"config", "metrics"} - self.absent.keys())
+
   def command(self, mode: str, *flags: str) -> str:
     """The command line that works on this run in `mode`."""
     workdir = shlex.quote(str(self.workdir))
     words = ["python main.py --config=...", f"--workdir={workdir}"]
+    if mode == "eval" and not self.trained_here:
+      words.append("--config.init.weights=...")
     return " ".join([*words, f"--config.mode={mode}", *flags])
 
   def setting(self, *paths: str) -> str | None:
