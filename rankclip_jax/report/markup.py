@@ -33,8 +33,9 @@ def escape(value: object) -> str:
 
 
 def run_label(runs: Sequence[Run], place: int) -> str:
-  """The name of a run behind a spot of its colour."""
-  spot = f'<i class="spot" style="background:{plots.run_colour(place)}"></i>'
+  """The name of a run behind a spot of its colour, of another form in each round."""
+  form = ("", " square", " diamond")[plots.colour_round(place)]
+  spot = f'<i class="spot{form}" style="background:{plots.run_colour(place)}"></i>'
   return f'<span class="run">{spot}{escape(runs[place].name)}</span>'
 
 

@@ -28,6 +28,8 @@ section { padding-top: 2.6rem; }
   overflow-wrap: anywhere; }
 .spot { display: inline-block; flex: none; width: .65em; height: .65em;
   margin-right: .4em; border-radius: 50%; }
+.spot.square { border-radius: 0; }
+.spot.diamond { border-radius: 0; transform: rotate(45deg) scale(.85); }
 .absent { margin: 0 0 .6rem; padding: .6rem .8rem; border-left: 3px solid #d9a400;
   background: #fdf8e8; font-size: .88rem; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin-top: 1.6rem;
