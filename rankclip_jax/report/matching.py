@@ -31,13 +31,13 @@ _RELEASED: Mapping[str, tuple[tuple[str, ...], str]] = {
   "epochs": (("optim.epochs",), "64"),
   "learning rate": (("optim.learning_rate",), "0.0005"),
   "weight decay": (("optim.weight_decay",), "0.1"),
-  "warm-up (a part of all, or steps)": (
+  "warm-up": (
     ("optim.warmup_steps", "optim.warmup_fraction"),
-    "10000",
+    "10000 steps",
   ),
   "beta 1": (("optim.b1",), "0.9"),
   "beta 2": (("optim.b2",), "0.999"),
-  "clipped norm": (("optim.clip_norm",), "0"),
+  "clipping": (("optim.clip_norm",), "none"),
 }
 # What the released code has not, by the value that switches it off.
 _NOT_RELEASED: Mapping[str, str] = {
@@ -82,14 +82,20 @@ def architecture(run: Run, used: Sequence[Result]) -> str | None:
 
   Where config.json does not, the results may, if they all say the same.
   """
-  names = {run.setting("model.name") or "loaded"}
-  if names == {"loaded"}:
-    names = {result.model for result in used}
-  name = names.pop() if len(names) == 1 else ""
-  if name in ("", "loaded"):
+  name = run.setting("model.name")
+  if name in (None, "loaded"):
+    said = _models(used)
+    name = said[0] if len(said) == 1 else None
+  if name is None:
     return None
   name = name.removesuffix("-quickgelu").removesuffix("-quick_gelu")
   return name.replace("ViT-B-32", "ViT-B/32")
+
+
+def _models(used: Sequence[Result]) -> list[str]:
+  """What results call their models, "" where one does not say."""
+  models = {"" if result.model == "loaded" else result.model for result in used}
+  return [] if models <= {""} else sorted(models)
 
 
 def parts(run: Run, table: Table, used: Sequence[Result]) -> list[Part]:
@@ -127,7 +133,9 @@ def _architecture(run: Run, table: Table, used: Sequence[Result]) -> Part:
   known = sorted({row.architecture for row in table.rows})
   ours = architecture(run, used)
   if ours is None:
-    return Part("architecture", "unknown", "that of the loaded weights")
+    said = " and ".join(name or "none" for name in _models(used))
+    text = f"the results name {said}" if said else "that of the loaded weights"
+    return Part("architecture", "unknown", text)
   if ours not in known:
     return Part("architecture", "differs", f"{ours}, not {' or '.join(known)}")
   changed = [
@@ -195,11 +203,10 @@ def _more(run: Run) -> Part:
 def _schedule(run: Run) -> Part:
   """What the paper does not print."""
   ours = [
-    f"{name} {run.setting(*paths) or 'not in config.json'}"
-    for name, (paths, _) in _RELEASED.items()
+    f"{name} {run.setting(*paths) or 'not in config.json'} ({released})"
+    for name, (paths, released) in _RELEASED.items()
   ]
-  released = ", ".join(value for _, value in _RELEASED.values())
-  text = f"{', '.join(ours)}; not printed, the released code's defaults are {released}"
+  text = f"{', '.join(ours)}; not printed, in brackets the released code's defaults"
   return Part("schedule", "unknown", text)
 
 

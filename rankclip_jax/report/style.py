@@ -42,7 +42,7 @@ table { border-collapse: collapse; font-size: .88rem; }
 th, td { padding: .28rem 1.6rem .28rem 0; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--line); }
 tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
-.behind th { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
+.behind tbody th { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 .facts td { min-width: 9rem; }
 .settings td, .settings th { padding-block: .15rem; }
 .results th[scope=row] { padding-left: .8rem; color: var(--ink); }

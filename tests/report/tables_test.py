@@ -131,7 +131,7 @@ def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
   }  # fmt: skip
   assert "differs" not in {verdict for verdict, _ in verdicts.values()}
   assert verdicts["schedule"][1].startswith(
-    "batch size 64, epochs 32, learning rate 0.001, weight decay 0.2, warm-up"
+    "batch size 64 (128), epochs 32 (64), learning rate 0.001 (0.0005), weight decay 0.2"
   )
   parts = CONFIG | {"data": {"train": "/d/gcc3m/{0..3}.tar::b/CC3M_val.csv"}}
   assert _verdicts(make_workdir, parts, WHOLE)["training data"][0] == "unknown"
@@ -256,6 +256,15 @@ def test_foreign_weights_of_another_architecture_have_no_difference(
 ):
   page = build(_evaluated(make_workdir, model))
   assert not page.by_class("difference", page.section("paper"))
+
+
+def test_results_of_several_architectures_are_told(make_workdir):
+  results = [measured.Result(*ZERO_SHOT, {}, {}, model) for model in ("RN50", "")]
+  (read,) = run.read_runs([_evaluated(make_workdir, "RN50")])
+  assert matching.architecture(read, results) is None
+  parts = {part.name: part for part in matching.parts(read, printed.TABLE_1, results)}
+  assert parts["architecture"].text == "the results name none and RN50"
+  assert matching.architecture(read, results[:1]) == "RN50"
 
 
 def test_where_nothing_was_trained_nobody_is_told_to_train(build, make_workdir):
