@@ -33,8 +33,8 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
     "modality_gap": "gap",
     "alignment": "alignment",
     "uniformity_cross_modal": "uniformity, image to text (CyCLIP)",
-    "uniformity_image": "of images (Wang & Isola)",
-    "uniformity_text": "of texts (Wang & Isola)",
+    "uniformity_image": "uniformity of images (Wang & Isola)",
+    "uniformity_text": "uniformity of texts (Wang & Isola)",
     "rank_consistency_cross_modal_kendall_tau": "cross-modal τ",
     "rank_consistency_in_modal_kendall_tau": "in-modal τ",
     "rank_consistency_cross_modal_top10_overlap": "cross-modal top-10",
@@ -61,7 +61,7 @@ def matrices(runs: Sequence[Run]) -> str:
   tasks = sorted({task for each in found for _, task in each}, key=_order)
   body = "".join(_matrix(runs, found, task) for task in tasks)
   extras = [e for each in found for _, e in each.values()]
-  if any("metric" in e for e in extras):
+  if "<b>" in body:
     body += '<p class="note">Bold: the metric that the field reports of a data set.</p>'
   if any("uniformity_cross_modal" in m for each in found for m, _ in each.values()):
     body += (

@@ -101,7 +101,11 @@ def test_uniformity_says_by_which_convention(build, make_workdir):
   results = {("a", "geometry"): {"uniformity_cross_modal": -2.0, "uniformity_image": -3}}
   page = build(make_workdir(results=results))
   head, _ = _lines(page, page.by_class("matrix")[0])
-  assert head[1:] == ["uniformity, image to text (CyCLIP)", "of images (Wang & Isola)"]
+  assert head[1:] == [
+    "uniformity, image to text (CyCLIP)",
+    "uniformity of images (Wang & Isola)",
+  ]
+  assert "Bold:" not in page.text(page.section("results"))
 
 
 def _skip(workdir, name, *entries):
