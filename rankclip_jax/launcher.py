@@ -66,7 +66,8 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   logging.getLogger("rankclip_jax").setLevel(logging.INFO)
   absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
-  others = [pathlib.Path(w) for w in cfg.report.compare.split(",") if w]
+  compared = filter(None, map(str.strip, cfg.report.compare.split(",")))
+  others = [pathlib.Path(workdir).expanduser() for workdir in compared]
   for other in others:
     if not other.is_dir():
       raise ValueError(f"config.report.compare names {other}, which does not exist.")

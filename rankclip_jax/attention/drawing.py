@@ -53,6 +53,7 @@ class Row:
     picture: as the model sees it but larger, uint8 [TILE, TILE, 3].
     maps: of the whole caption, then of its words.
     left_out: words of the caption that the model does not read.
+    cut: the word of which it reads only the beginning, or "".
   """
 
   model: str
@@ -60,6 +61,7 @@ class Row:
   picture: np.ndarray
   maps: Sequence[Map]
   left_out: Sequence[str] = ()
+  cut: str = ""
 
 
 def draw(name: str, captions: Sequence[tuple[str, Sequence[Row]]]) -> Image.Image:
@@ -157,6 +159,8 @@ def _draw_name(out: Image.Image, row: Row) -> None:
     lettering.write(out, (panel.MARGIN, top), line, _MODEL, panel.INK)
     top += 26
   notes = list(row.method)
+  if row.cut:
+    notes += lettering.wrapped(f"read in part: {row.cut}", _METHOD, _NAMES - _GAP, 2)
   if row.left_out:
     said = f"too long; left out: {' '.join(row.left_out)}"
     notes += lettering.wrapped(said, _METHOD, _NAMES - _GAP, 3)

@@ -25,7 +25,7 @@ from rankclip_jax.config import Config
 from rankclip_jax.data import transforms
 from rankclip_jax.interop import Weights
 from rankclip_jax.models.sizes import TwoTowerSize, ViTSize
-from rankclip_jax.search import embedding, models, queries
+from rankclip_jax.search import drawn, embedding, models, queries
 
 
 def run(cfg: Config, workdir: pathlib.Path) -> str:
@@ -38,6 +38,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> str:
   settings = cfg.attention
   paths = pictures_of(settings.images)
   captions = captions_of(settings.captions)
+  _check_readable(paths)
+  folder = drawn.folder(workdir, "attention")
   rows = [[[] for _ in captions] for _ in paths]
   for name, _, weights in models.each(
     cfg, workdir, settings.compare, "config.attention.compare"
@@ -46,15 +48,13 @@ def run(cfg: Config, workdir: pathlib.Path) -> str:
     for of_picture, path in zip(rows, paths, strict=True):
       for of_caption, row in zip(of_picture, explainer(path), strict=True):
         of_caption.append(row)
-  folder = workdir / "attention"
-  folder.mkdir(exist_ok=True)
   names = queries.distinct([queries.file_name(path.stem) for path in paths])
   said = []
   for name, path, of_picture in zip(names, paths, rows, strict=True):
-    drawn = folder / f"{name}.png"
+    made = folder / f"{name}.png"
     pairs = list(zip(captions, of_picture, strict=True))
-    drawing.draw(path.name, pairs).save(drawn)
-    said += [f"{embedding.printable(str(path))}", *_table(pairs), f"Maps: {drawn}"]
+    drawn.save(drawing.draw(path.name, pairs), made)
+    said += [f"{embedding.printable(str(path))}", *_table(pairs), f"Maps: {made}"]
   return "\n".join(said)
 
 
@@ -105,7 +105,9 @@ class Explainer:
       ]
       method = method_of(self._size)
       rows.append(
-        drawing.Row(self._name, method, picture, [whole, *each], caption.left_out)
+        drawing.Row(
+          self._name, method, picture, [whole, *each], caption.left_out, caption.cut
+        )
       )
     return rows
 
@@ -158,6 +160,18 @@ def pictures_of(given: str) -> list[pathlib.Path]:
   return out
 
 
+def _check_readable(paths: Sequence[pathlib.Path]) -> None:
+  """Before any model runs, for minutes, on those that come before a broken one."""
+  for path in paths:
+    try:
+      with Image.open(path) as picture:
+        transforms.to_rgb(picture)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+      raise ValueError(
+        f"config.attention.images names {path}, which cannot be read: {error}; remove it."
+      ) from error
+
+
 def captions_of(given: str) -> list[str]:
   """The captions that `attention.captions` names.
 
@@ -186,9 +200,15 @@ def _table(pairs: Sequence[tuple[str, Sequence[drawing.Row]]]) -> list[str]:
     for row in rows:
       lines.append(f"  {row.model}: {embedding.printable(caption)}")
       lines += [f"    {m.values:14}  {embedding.printable(m.label)}" for m in row.maps]
-      if row.left_out:
+      if row.cut:
         lines.append(
-          f"    {len(row.left_out)} words are more than the model reads, and left out: "
+          f"    1 word is read in part, and has no map: {embedding.printable(row.cut)}"
+        )
+      if row.left_out:
+        count = len(row.left_out)
+        words_are = "1 word is" if count == 1 else f"{count} words are"
+        lines.append(
+          f"    {words_are} more than the model reads, and left out: "
           + embedding.printable(" ".join(row.left_out))
         )
   return lines

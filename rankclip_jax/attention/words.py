@@ -21,7 +21,8 @@ class Caption:
 
   Attributes:
     words: those that fit as a whole into the model's context.
-    left_out: the others.
+    left_out: the others; none of their tokens is read.
+    cut: the word between them, of which only the first tokens are read; "" if none.
     end: the place of the end-of-text token.
   """
 
@@ -29,6 +30,7 @@ class Caption:
   words: tuple[Word, ...]
   left_out: tuple[str, ...]
   end: int
+  cut: str = ""
 
 
 def read(text: str, tokenizer: Tokenizer) -> Caption:
@@ -45,16 +47,18 @@ def read(text: str, tokenizer: Tokenizer) -> Caption:
   if not pieces:
     raise ValueError(f"The caption {text!r} has no words; give a text.")
   room = tokenizer.context_length - 2  # start and end of text
-  words, left_out, place = [], [], 1
+  words, left_out, cut, place = [], [], "", 1
   for piece in pieces:
     count = len(tokenizer.ids(piece))
     word = _bare(piece)
     if word and place + count <= room + 1:
       words.append(Word(word, slice(place, place + count)))
+    elif word and place <= room:
+      cut = word
     elif word:
       left_out.append(word)
     place += count
-  return Caption(text, tuple(words), tuple(left_out), min(place, room + 1))
+  return Caption(text, tuple(words), tuple(left_out), min(place, room + 1), cut)
 
 
 def _bare(piece: str) -> str:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankclip_jax.report import markup, plots
+from rankclip_jax.report import markup, measured, numbers, plots
 from rankclip_jax.report.logged import Curve
-from rankclip_jax.report.numbers import HEADLINES
 from rankclip_jax.report.run import Run
 
 # Of checkpoints that the suite measured.
-_OF_CHECKPOINTS = {**HEADLINES, "lp_acc1": "Linear probe top-1"}
+_OF_CHECKPOINTS = {**numbers.HEADLINES, "lp_acc1": "Linear probe top-1"}
 _MOST_OF_CHECKPOINTS = 12
 
 
@@ -72,11 +71,11 @@ def section(runs: Sequence[Run]) -> str:
 def _checkpoints(runs: Sequence[Run]) -> str:
   """Panels of the headline metrics that were measured of several checkpoints."""
   keys = sorted({key for run in runs for key in run.by_step})
-  chosen = [key for metric in _OF_CHECKPOINTS for key in keys if key[2] == metric]
+  chosen = numbers.foremost(keys, _OF_CHECKPOINTS, _MOST_OF_CHECKPOINTS)
   of_runs = [{"/".join(key): c for key, c in run.by_step.items()} for run in runs]
   figures = "".join(
     _figure(runs, Panel("/".join(key), f"{_OF_CHECKPOINTS[key[2]]}: {key[0]}"), of_runs)
-    for key in chosen[:_MOST_OF_CHECKPOINTS]
+    for key in chosen
   )
   if not figures:
     return ""
@@ -111,7 +110,7 @@ def _figure(
   alt = f"{panel.title} by step; last value: " + ", ".join(
     f"{runs[place].name} {value}" for place, value in last.items()
   )
-  if markup.is_fraction(panel.key):
+  if measured.is_fraction(panel.key):
     by_run = {
       place: Curve(curve.steps, 100 * curve.values) for place, curve in by_run.items()
     }
@@ -126,7 +125,7 @@ def _figure(
 def _last(curve: Curve, key: str) -> str:
   """The last value that was logged as a number."""
   value = float(curve.values[np.isfinite(curve.values)][-1])
-  if markup.is_fraction(key):
+  if measured.is_fraction(key):
     return markup.metric_value(key, value, digits=1)
   return markup.short_number(value)
 
@@ -145,7 +144,7 @@ def _evaluations(runs: Sequence[Run]) -> list[Panel]:
   """Panels for the headline metrics that were logged as eval/TASK/METRIC."""
   keys = sorted({key for run in runs for key in run.curves if key.startswith("eval/")})
   panels = []
-  for metric, title in HEADLINES.items():
+  for metric, title in numbers.HEADLINES.items():
     found = [key for key in keys if key.rpartition("/")[2] == metric]
     for key in found:
       task = key.removeprefix("eval/").rpartition("/")[0]

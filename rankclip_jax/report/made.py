@@ -26,21 +26,33 @@ def section(runs: Sequence[Run]) -> str:
 
 def _of_run(runs: Sequence[Run], place: int, folder: str) -> str:
   mine = [p for p in runs[place].pictures if p.folder == folder]
-  figures = "".join(_figure(runs, place, p, p.data) for p in mine if p.data is not None)
-  left_out = sum(picture.data is None for picture in mine)
+  figures = [_figure(runs, place, p, p.data) for p in mine if p.data is not None]
+  broken = "".join(_broken(runs[place], p) for p in mine if p.unreadable)
+  readable = sum(not picture.unreadable for picture in mine)
   more = (
-    f'<p class="note">{left_out} more of {markup.run_label(runs, place)} in'
+    f'<p class="note">Shown are {len(figures)} of {readable} of'
+    f" {markup.run_label(runs, place)} in"
     f" <code>{markup.escape(runs[place].workdir / folder)}</code>: the page has no room"
-    " for them.</p>"
-    if left_out
+    " for the others.</p>"
+    if len(figures) < readable
     else ""
   )
-  return (f'<div class="maps">{figures}</div>' if figures else "") + more
+  shown = f'<div class="drawn">{"".join(figures)}</div>' if figures else ""
+  return broken + shown + more
+
+
+def _broken(run: Run, picture: Picture) -> str:
+  return (
+    f'<p class="absent"><b>{markup.escape(run.name)}</b>:'
+    f" <code>{markup.escape(f'{picture.folder}/{picture.name}.png')}</code> cannot be"
+    f" read: {markup.escape(picture.unreadable)}.</p>\n"
+  )
 
 
 def _figure(runs: Sequence[Run], place: int, picture: Picture, data: bytes) -> str:
+  alt = f"{picture.name}, by {runs[place].name}"
   return (
     f"<figure><figcaption>{markup.run_label(runs, place)}"
     f" <span>{markup.escape(picture.name)}</span></figcaption>"
-    f"{markup.png(data, f'{picture.name}, by {runs[place].name}')}</figure>\n"
+    f'<div class="wide">{markup.png(data, alt)}</div></figure>\n'
   )

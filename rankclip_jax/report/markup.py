@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rankclip_jax.report import plots
+from rankclip_jax.report.measured import is_fraction
 from rankclip_jax.report.run import PARTS, Run
 
 NOTHING = "\N{EN DASH}"
@@ -23,11 +24,6 @@ _MINUS = "\N{MINUS SIGN}"
 _THUMBNAIL_PIXELS = 72
 _THUMBNAIL_QUALITY = 80
 
-# Metrics that are fractions by their definition, shown in percent.
-# With their mean and standard deviation over draws of k examples a class.
-_FRACTION = re.compile(
-  r"(recall@\d+|acc\d+|mean_per_class_recall)(_k\d+_(mean|std))?$|overlap$"
-)
 _RANK = re.compile(r"_rank$")
 
 
@@ -37,8 +33,9 @@ def escape(value: object) -> str:
 
 
 def run_label(runs: Sequence[Run], place: int) -> str:
-  """The name of a run behind a spot of its colour."""
-  spot = f'<i class="spot" style="background:{plots.run_colour(place)}"></i>'
+  """The name of a run behind a spot of its colour, of another form in each round."""
+  form = ("", " square", " diamond")[plots.colour_round(place)]
+  spot = f'<i class="spot{form}" style="background:{plots.run_colour(place)}"></i>'
   return f'<span class="run">{spot}{escape(runs[place].name)}</span>'
 
 
@@ -49,10 +46,21 @@ def section(anchor: str, title: str, lead: str, body: str) -> str:
 
 
 def absent(run: Run, part: str) -> str:
-  """Says that a part of a run is not there, and which command makes it; else ""."""
+  """Says that a part of a run is not there, and which command makes it; else "".
+
+  Of a folder with results alone it only says that.
+  """
   if part not in run.absent:
     return ""
   file, mode = PARTS[part]
+  if not run.trained_here:
+    # To train there would be to make another model.
+    if part != "config":
+      return ""
+    return (
+      f'<p class="absent"><b>{escape(run.name)}</b> was only evaluated here: without'
+      " <code>config.json</code> it is not known how it was trained.</p>"
+    )
   return (
     f'<p class="absent"><b>{escape(run.name)}</b>: <code>{escape(file)}</code>'
     f" {escape(run.absent[part])}. To make it:"
@@ -90,11 +98,6 @@ def _encode(pixels: np.ndarray) -> str:
   buffer = io.BytesIO()
   picture.save(buffer, format="webp", quality=_THUMBNAIL_QUALITY, method=4)
   return base64.b64encode(buffer.getvalue()).decode()
-
-
-def is_fraction(metric: str) -> bool:
-  """Whether a metric is a fraction by its name, and so shown in percent."""
-  return bool(_FRACTION.search(metric))
 
 
 def metric_value(metric: str, value: float | None, *, digits: int = 2) -> str:

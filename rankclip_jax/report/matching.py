@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from rankclip_jax.report import datasets
 from rankclip_jax.report.measured import Result
 from rankclip_jax.report.printed import Row, Table
 from rankclip_jax.report.run import Run
@@ -19,16 +20,30 @@ _METHODS: Mapping[str, str] = {
   "rankclip_paper": "RankCLIP",
   "rankclip_released": "RankCLIP",
 }
-# What paths of a training set are called by.
+# What paths of a training set are called by, as a whole word.
 _DATA_NAMES: Mapping[str, str] = {
-  "CC3M": r"cc[-_]?3m|conceptual[-_]?captions[-_]?3m",
+  "CC3M": r"g?cc[-_]?3m|conceptual[-_]?captions[-_]?3m",
   "YFCC15M": r"yfcc[-_]?15m",
 }
-# Not printed; the released code's defaults.
-_RELEASED: Mapping[str, tuple[str, float]] = {
-  "batch size": ("data.batch_size", 128),
-  "epochs": ("optim.epochs", 64),
-  "learning rate": ("optim.learning_rate", 5e-4),
+# Not printed; the released code's defaults. Of several settings the first that is set.
+_RELEASED: Mapping[str, tuple[tuple[str, ...], str]] = {
+  "batch size": (("data.batch_size",), "128"),
+  "epochs": (("optim.epochs",), "64"),
+  "learning rate": (("optim.learning_rate",), "0.0005"),
+  "weight decay": (("optim.weight_decay",), "0.1"),
+  "warm-up": (
+    ("optim.warmup_steps", "optim.warmup_fraction"),
+    "10000 steps",
+  ),
+  "beta 1": (("optim.b1",), "0.9"),
+  "beta 2": (("optim.b2",), "0.999"),
+  "clipping": (("optim.clip_norm",), "none"),
+}
+# What the released code has not, by the value that switches it off.
+_NOT_RELEASED: Mapping[str, str] = {
+  "data.mask_duplicates": "none",
+  "optim.frozen": "none",
+  "optim.layer_decay": "1",
 }
 _PRINTED_PROBE = "released"
 _NO_CROP = str([1.0, 1.0])
@@ -44,37 +59,58 @@ class Part:
   text: str = ""
 
 
-def printed_row(run: Run, table: Table) -> Row | None:
-  """The row of a table that a run's objective and architecture stand for, if any.
+def printed_rows(run: Run, table: Table, used: Sequence[Result]) -> list[Row]:
+  """The rows of a table to compare a run with: of its objective and architecture.
 
   Where a table has one architecture only, a run of another one is still compared with it.
+  Where the objective is not known (foreign weights), they are those of CLIP and RankCLIP,
+  and of the same architecture only.
   """
+  ours = architecture(run, used)
+  if not run.config:
+    methods = ("CLIP", "RankCLIP")
+    return [r for r in table.rows if r.method in methods and r.architecture == ours]
   method = _METHODS.get(run.setting("objective.name") or "")
   rows = [row for row in table.rows if row.method == method]
   if len({row.architecture for row in table.rows}) > 1:
-    rows = [row for row in rows if row.architecture == architecture(run)]
-  return rows[0] if rows else None
+    rows = [row for row in rows if row.architecture == ours]
+  return rows[:1]
 
 
-def architecture(run: Run) -> str | None:
-  """The image tower in the paper's words; None where config.json does not say."""
+def architecture(run: Run, used: Sequence[Result]) -> str | None:
+  """The image tower in the paper's words; None where nothing says it.
+
+  Where config.json does not, the results may, if they all say the same.
+  """
   name = run.setting("model.name")
-  if name is None or name == "loaded":
+  if name in (None, "loaded"):
+    said = _models(used)
+    name = said[0] if len(said) == 1 else None
+  if name is None:
     return None
-  return name.removesuffix("-quickgelu").replace("ViT-B-32", "ViT-B/32")
+  name = name.removesuffix("-quickgelu").removesuffix("-quick_gelu")
+  return name.replace("ViT-B-32", "ViT-B/32")
+
+
+def _models(used: Sequence[Result]) -> list[str]:
+  """What results call their models, "" where one does not say."""
+  models = {"" if result.model == "loaded" else result.model for result in used}
+  return [] if models <= {""} else sorted(models)
 
 
 def parts(run: Run, table: Table, used: Sequence[Result]) -> list[Part]:
   """Every part of the set-up of a table, for the results of a run that it shows."""
   if not run.config:
-    training = [Part("training", "unknown", "config.json is missing")]
+    text = "config.json is missing: data, objective and schedule are not known"
+    training = [Part("training", "unknown", text), _architecture(run, table, used)]
   else:
     training = [
       _data(run, table),
-      _architecture(run, table),
+      _architecture(run, table, used),
       _start(run),
       _augmentation(run),
       _objective(run, table),
+      _more(run),
       _schedule(run),
     ]
   return [*training, *_evaluation(used)]
@@ -82,9 +118,10 @@ def parts(run: Run, table: Table, used: Sequence[Result]) -> list[Part]:
 
 def _data(run: Run, table: Table) -> Part:
   source, paths = run.setting("data.source"), run.setting("data.train") or ""
-  by_name = re.search(_DATA_NAMES[table.data], paths, re.IGNORECASE)
-  if not by_name:
-    given = paths or source or "not in config.json"
+  name = rf"(?<![^\W_])({_DATA_NAMES[table.data]})(?![^\W_])"
+  others = [p for p in paths.split("::") if not re.search(name, p, re.IGNORECASE)]
+  if others:
+    given = ", ".join(filter(None, others)) or source or "not in config.json"
     return Part("training data", "differs", f"{given}, not {table.data}")
   if (subset := run.setting("data.subset")) not in (None, "0"):
     return Part("training data", "differs", f"{subset} examples of {paths}, not all")
@@ -92,11 +129,13 @@ def _data(run: Run, table: Table) -> Part:
   return Part("training data", "unknown", text)
 
 
-def _architecture(run: Run, table: Table) -> Part:
+def _architecture(run: Run, table: Table, used: Sequence[Result]) -> Part:
   known = sorted({row.architecture for row in table.rows})
-  ours = architecture(run)
+  ours = architecture(run, used)
   if ours is None:
-    return Part("architecture", "unknown", "that of the loaded weights")
+    said = " and ".join(name or "none" for name in _models(used))
+    text = f"the results name {said}" if said else "that of the loaded weights"
+    return Part("architecture", "unknown", text)
   if ours not in known:
     return Part("architecture", "differs", f"{ours}, not {' or '.join(known)}")
   changed = [
@@ -106,8 +145,13 @@ def _architecture(run: Run, table: Table) -> Part:
   ]
   if run.setting("model.activation") == "gelu":
     changed.append("GELU, not QuickGELU")
+  if run.setting("model.batch_norm") == "frozen":
+    changed.append("batch_norm frozen")
   if changed:
     return Part("architecture", "differs", "; ".join(changed))
+  if run.setting("model.name") in (None, "loaded"):
+    text = f"{ours} by the results; its size of pictures and activation are not said"
+    return Part("architecture", "unknown", text)
   return Part("architecture", "same", ours)
 
 
@@ -144,42 +188,85 @@ def _objective(run: Run, table: Table) -> Part:
   return Part("objective", "same", name or "")
 
 
+def _more(run: Run) -> Part:
+  changed = [
+    f"{path.partition('.')[2]} {value}"
+    for path, off in _NOT_RELEASED.items()
+    if (value := run.setting(path)) is not None and value not in (off, f"{off}.0")
+  ]
+  if changed:
+    text = f"{', '.join(changed)}: the released code has none of it"
+    return Part("training", "differs", text)
+  return Part("training", "same")
+
+
 def _schedule(run: Run) -> Part:
   """What the paper does not print."""
   ours = [
-    f"{name} {run.setting(path) or 'not in config.json'}"
-    for name, (path, _) in _RELEASED.items()
+    f"{name} {run.setting(*paths) or 'not in config.json'} ({released})"
+    for name, (paths, released) in _RELEASED.items()
   ]
-  released = ", ".join(f"{value:g}" for _, value in _RELEASED.values())
-  text = f"{', '.join(ours)}; not printed, the released code's defaults are {released}"
+  text = f"{', '.join(ours)}; not printed, in brackets the released code's defaults"
   return Part("schedule", "unknown", text)
 
 
 def _evaluation(used: Sequence[Result]) -> list[Part]:
-  found = []
-  protocols = {
-    str(result.extras.get("protocol", "not said"))
-    for result in used
-    if result.task == "linear_probe"
-  }
-  for other in sorted(protocols - {_PRINTED_PROBE}):
-    text = f"{other}, not {_PRINTED_PROBE}"
-    found.append(Part("probe protocol", "differs", text))
-  single = [r.dataset for r in used if r.extras.get("templates") == 1]
-  if single:
-    text = f"one for {', '.join(single)}, not an ensemble"
-    found.append(Part("prompts", "differs", text))
-  texts: Mapping[bool | None, tuple[Verdict, str]] = {
-    False: ("differs", "not the whole test split of"),
-    None: ("unknown", "whether it is the whole test split of"),
-  }
-  for complete, (verdict, text) in texts.items():
-    named = [r.dataset for r in used if r.extras.get("complete") is complete]
-    if named:
-      names = ", ".join(dict.fromkeys(named))
-      found.append(Part("test data", verdict, f"{text} {names}"))
+  """What the results say of themselves; what one does not say, is not known."""
+  probes = [r for r in used if r.task == "linear_probe"]
+  zero_shot = [r for r in used if r.task == "zeroshot_classification"]
   weights = sorted({str(r.extras["weights"]) for r in used if "weights" in r.extras})
+  found = [
+    *_said("probe protocol", "protocol", probes, lambda _: _PRINTED_PROBE),
+    *_said("prompts", "templates", zero_shot, _prompts),
+    *_said("test data", "complete", used, lambda _: True, "the whole test split"),
+  ]
   if len(weights) > 1:
     text = f"of several: {'; '.join(weights)}"
     found.append(Part("weights", "differs", text))
+  if silent := [r.dataset for r in used if "weights" not in r.extras]:
+    found.append(Part("weights", "unknown", f"of which {_names(silent)} is"))
   return found
+
+
+def _prompts(result: Result) -> int | None:
+  known = datasets.KNOWN.get(result.dataset)
+  return known.prompts if known else None
+
+
+def _said(
+  name: str,
+  key: str,
+  used: Sequence[Result],
+  printed: Callable[[Result], Any],
+  words: str = "",
+) -> list[Part]:
+  """How an extra of results compares with what is printed.
+
+  Args:
+    name: of the part.
+    key: of the extra.
+    used: the results that should have it.
+    printed: the extra's value of a result like the printed one, None if not known.
+    words: what it means where it is printed; "" is the value itself.
+  """
+  found: dict[tuple[Verdict, str], list[str]] = {}
+  for result in used:
+    ours, theirs = result.extras.get(key), printed(result)
+    if ours is None or theirs is None:
+      said: tuple[Verdict, str] = (
+        "unknown",
+        f"not said{f' whether {words}' * bool(words)}",
+      )
+    elif ours != theirs:
+      said = ("differs", f"not {words}" if words else f"{ours}, not {theirs}")
+    else:
+      continue
+    found.setdefault(said, []).append(result.dataset)
+  return [
+    Part(name, verdict, f"{text}: {_names(those)}")
+    for (verdict, text), those in found.items()
+  ]
+
+
+def _names(those: Sequence[str]) -> str:
+  return ", ".join(dict.fromkeys(those))

@@ -32,7 +32,9 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
   "geometry": {
     "modality_gap": "gap",
     "alignment": "alignment",
-    "uniformity_cross_modal": "uniformity",
+    "uniformity_cross_modal": "uniformity, image to text (CyCLIP)",
+    "uniformity_image": "uniformity of images (Wang & Isola)",
+    "uniformity_text": "uniformity of texts (Wang & Isola)",
     "rank_consistency_cross_modal_kendall_tau": "cross-modal τ",
     "rank_consistency_in_modal_kendall_tau": "in-modal τ",
     "rank_consistency_cross_modal_top10_overlap": "cross-modal top-10",
@@ -58,8 +60,16 @@ def matrices(runs: Sequence[Run]) -> str:
   found = _found(runs)
   tasks = sorted({task for each in found for _, task in each}, key=_order)
   body = "".join(_matrix(runs, found, task) for task in tasks)
-  parts = [e for each in found for _, e in each.values() if e.get("complete") is False]
-  if parts:
+  extras = [e for each in found for _, e in each.values()]
+  if "<b>" in body:
+    body += '<p class="note">Bold: the metric that the field reports of a data set.</p>'
+  if any("uniformity_cross_modal" in m for each in found for m, _ in each.values()):
+    body += (
+      '<p class="note">Uniformity is the logarithm of the mean of exp(\N{MINUS SIGN}2 d²)'
+      " over distances d of unpaired embeddings; lower is more uniform. CyCLIP takes an"
+      " image and a text, Wang &amp; Isola (2020, t = 2) two of one modality.</p>"
+    )
+  if any(e.get("complete") is False for e in extras):
     body += (
       f'<p class="note">{_PART} Not the whole test split; not to be compared with'
       " published numbers.</p>"
@@ -185,7 +195,10 @@ def _rows(
     metrics, extras = each or ({}, {})
     parts.append(f" {_PART}" if extras.get("complete") is False else "")
     label = markup.run_label(runs, place) + parts[-1]
-    rows.append((label, [_value(metric, metrics) for metric in columns]))
+    # Of a probe the same metric is called "lp_acc1".
+    ours = (extras.get("metric"), f"lp_{extras.get('metric')}")
+    cells = [(_value(metric, metrics), metric in ours) for metric in columns]
+    rows.append((label, [f"<b>{x}</b>" if bold else x for x, bold in cells]))
   if len(found) == 2:
     first, second = (each[0] if each else {} for each in found)
     changes = [markup.metric_difference(m, first.get(m), second.get(m)) for m in columns]

@@ -1,9 +1,10 @@
 """The results: headline numbers as cards, data sets as tables, and every metric."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rankclip_jax.report import markup, matrix, measured
+from rankclip_jax.report import datasets, markup, matrix, measured
 from rankclip_jax.report.measured import Key
 from rankclip_jax.report.run import Run
 
@@ -19,7 +20,9 @@ HEADLINES: Mapping[str, str] = {
   "modality_gap": "Modality gap",
 }
 _MOST_CARDS = 12
-_MOST_CARDS_OF_METRIC = 3
+_MOST_OF_METRIC = 3
+# The same metrics of fewer captions.
+_NOT_HEADLINES = ("zeroshot_retrieval_main_caption",)
 # Of many data sets the one that is asked for first.
 _FIRST_DATASET = "imagenet1k"
 
@@ -27,18 +30,26 @@ _FIRST_DATASET = "imagenet1k"
 def headline(runs: Sequence[Run]) -> str:
   """The section of headline numbers: a card a metric, a line a run."""
   by_run = [measured.by_key(run.results) for run in runs]
-  keys = _keys(by_run)
-  keys.sort(key=lambda key: key[0] != _FIRST_DATASET)
-  chosen = [
-    key
-    for metric in HEADLINES
-    for key in [k for k in keys if k[2] == metric][:_MOST_CARDS_OF_METRIC]
-  ]
-  cards = "".join(_card(runs, by_run, key) for key in chosen[:_MOST_CARDS])
+  chosen = foremost(_keys(by_run), HEADLINES, _MOST_CARDS)
+  cards = "".join(_card(runs, by_run, key) for key in chosen)
   missing = "".join(markup.absent(run, "results") for run in runs)
   css = "cards single" if len(runs) == 1 else "cards"
   body = f'{missing}<div class="{css}">{cards}</div>'
   return markup.section("headline", "Headline numbers", "", body)
+
+
+def foremost(keys: Iterable[Key], metrics: Iterable[str], most: int) -> list[Key]:
+  """At most so many of `keys`, by the order of `metrics`, in which they share the room.
+
+  Every metric has one before any has two, and none has more than three.
+  """
+  order = list(metrics)
+  keys = [k for k in keys if k[2] in order and k[1] not in _NOT_HEADLINES]
+  keys.sort(key=lambda key: key[0] != _FIRST_DATASET)
+  by_metric = [[k for k in keys if k[2] == metric][:_MOST_OF_METRIC] for metric in order]
+  in_turns = itertools.chain(*itertools.zip_longest(*by_metric))
+  chosen = [key for key in in_turns if key is not None][:most]
+  return sorted(chosen, key=lambda key: order.index(key[2]))
 
 
 def _card(
@@ -65,7 +76,7 @@ def _chance(runs: Sequence[Run], key: Key) -> str:
   """What random embeddings would score, where the number of items is known."""
   dataset, _, metric = key
   held_out = _held_out(runs)
-  if held_out is None or held_out[0] != dataset:
+  if held_out is None or datasets.canonical(held_out[0]) != dataset:
     return ""
   if not metric.endswith("_retrieval_recall@1"):
     return ""

@@ -28,6 +28,8 @@ def sections(runs: Sequence[Run]) -> str:
       '<p class="absent">The runs were evaluated on held-out sets with no picture in'
       " common: there is no query to show for all of them.</p>"
     )
+  if not shared and not missing:
+    return ""
   if not shared:
     return markup.section("pictures", "Retrieval in pictures", "", missing)
   thumbnails = markup.Thumbnails()

@@ -27,8 +27,9 @@ from rankclip_jax.report.logged import Curve
 
 # Okabe and Ito's colours that stay apart in the common forms of colour blindness.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# More runs than colours: the colours start again with the next pattern.
+# More runs than colours: the colours start again with the next pattern and marker.
 _DASHES = ("solid", "dashed", "dotted")
+_RUN_MARKERS = ("o", "s", "D")
 # Two colours of Paul Tol's "muted" set, apart from those of the first runs; the
 # markers differ as well.
 _IMAGE_COLOUR, _IMAGE_MARKER = "#332288", "o"
@@ -60,6 +61,11 @@ _PRINTED_MARKERS = ("s", "^", "D", "v")
 def run_colour(place: int) -> str:
   """The colour of the run at this place of the list."""
   return RUN_COLOURS[place % len(RUN_COLOURS)]
+
+
+def colour_round(place: int) -> int:
+  """How often the colours have started again before this place, up to 2, then from 0."""
+  return place // len(RUN_COLOURS) % len(_DASHES)
 
 
 def curves(
@@ -207,7 +213,8 @@ def robustness(
       *inside[name], marker, ms=5.5, mfc="none", mec=INK, mew=0.9, ls="", label=name
     )
   for place in points:
-    axes.plot(*inside[place], "o", ms=7, color=run_colour(place), mec="white", mew=0.8)
+    marker = _RUN_MARKERS[colour_round(place)]
+    axes.plot(*inside[place], marker, ms=7, color=run_colour(place), mec="white", mew=0.8)
   axes.set_xlabel("ImageNet-1K, top-1 (%)", fontsize=7.5, labelpad=2)
   axes.set_ylabel("under shift, top-1 (%)", fontsize=7.5, labelpad=2)
   if printed:

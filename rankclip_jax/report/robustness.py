@@ -41,11 +41,12 @@ def section(runs: Sequence[Run]) -> str:
   legend = " ".join(markup.run_label(runs, place) for place in range(len(runs)))
   lead = (
     f'<span class="legend">{legend}</span> Zero-shot top-1 under shift against that on'
-    " ImageNet-1K, as CLIP and CyCLIP plot it; on the dashed line a shift costs nothing."
-    " Both axes are logit-scaled, log(p / (1 \N{MINUS SIGN} p)), by which models that"
-    " differ only in how good they are lie on a straight line (Taori et al. 2020; Miller"
-    " et al. 2021): what counts is to be above it. Hollow: what the paper prints (Tables"
-    " 1 and 2, CC3M). ImageNet-R and ImageNet-A are measured on their 200 classes,"
+    " ImageNet-1K, the plot of CLIP and CyCLIP. The dashed line is y = x, where a shift"
+    " costs nothing. Both axes are logit-scaled, log(p / (1 \N{MINUS SIGN} p)): Taori et"
+    " al. (2020) and Miller et al. (2021) find that models that differ only in how good"
+    " they are lie near one straight line on such axes, which is not y = x, is not drawn"
+    " here, and needs many models to be known. Hollow: what the paper prints (Tables 1"
+    " and 2, CC3M). ImageNet-R and ImageNet-A are measured on their 200 classes,"
     " ImageNet-1K on all 1,000, so there the dashed line only guides the eye."
   )
   body = f'<div class="panels">{figures}</div>'

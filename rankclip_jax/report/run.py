@@ -42,10 +42,17 @@ class Run:
   pictures: tuple[Picture, ...]
   absent: Mapping[str, str]
 
+  @property
+  def trained_here(self) -> bool:
+    """False for a folder that holds only results, of weights from elsewhere."""
+    return bool(not self.results or {"config", "metrics"} - self.absent.keys())
+
   def command(self, mode: str, *flags: str) -> str:
     """The command line that works on this run in `mode`."""
     workdir = shlex.quote(str(self.workdir))
     words = ["python main.py --config=...", f"--workdir={workdir}"]
+    if mode == "eval" and not self.trained_here:
+      words.append("--config.init.weights=...")
     return " ".join([*words, f"--config.mode={mode}", *flags])
 
   def setting(self, *paths: str) -> str | None:
@@ -74,8 +81,12 @@ def read_runs(workdirs: Sequence[Path]) -> tuple[Run, ...]:
   paths = [Path(workdir) for workdir in workdirs]
   if not paths:
     raise ValueError("expected at least one workdir, got none")
-  return tuple(
+  runs = [
     read_run(path, name) for path, name in zip(paths, distinct_names(paths), strict=True)
+  ]
+  drawn = pictures.read(paths)
+  return tuple(
+    dataclasses.replace(run, pictures=mine) for run, mine in zip(runs, drawn, strict=True)
   )
 
 
@@ -102,7 +113,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_run(workdir: Path, name: str) -> Run:
-  """Reads one workdir.
+  """Reads one workdir without its pictures, which share the room of a page.
 
   Raises:
     ValueError: it does not exist, holds no file of a run, or holds a broken one.
@@ -135,7 +146,7 @@ def read_run(workdir: Path, name: str) -> Run:
     skipped=measured.read_skipped(workdir / "results", done),
     by_step=measured.read_steps(workdir / "results"),
     embeddings=held_out,
-    pictures=pictures.read(workdir),
+    pictures=(),
     absent=absent,
   )
 

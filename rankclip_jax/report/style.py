@@ -28,8 +28,10 @@ section { padding-top: 2.6rem; }
   overflow-wrap: anywhere; }
 .spot { display: inline-block; flex: none; width: .65em; height: .65em;
   margin-right: .4em; border-radius: 50%; }
+.spot.square { border-radius: 0; }
+.spot.diamond { border-radius: 0; transform: rotate(45deg) scale(.85); }
 .absent { margin: 0 0 .6rem; padding: .6rem .8rem; border-left: 3px solid #d9a400;
-  background: #fdf8e8; font-size: .88rem; }
+  background: #fdf8e8; font-size: .88rem; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin-top: 1.6rem;
   padding: .6rem 0; border: solid var(--line); border-width: 1px 0; font-size: .85rem; }
 nav a { color: var(--soft); text-decoration: none; }
@@ -40,6 +42,7 @@ table { border-collapse: collapse; font-size: .88rem; }
 th, td { padding: .28rem 1.6rem .28rem 0; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--line); }
 tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
+.behind tbody th { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 .facts td { min-width: 9rem; }
 .settings td, .settings th { padding-block: .15rem; }
 .results th[scope=row] { padding-left: .8rem; color: var(--ink); }
@@ -58,6 +61,8 @@ tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
   background-clip: padding-box; }
 .paper thead th { color: var(--soft); font-weight: 500; }
 .paper th[scope=row] { padding-right: 1.2rem; text-align: left; }
+.paper tbody th[scope=row] { min-width: 6rem; max-width: 18rem; white-space: normal;
+  overflow-wrap: anywhere; }
 .paper .printed td, .paper .difference td { color: var(--soft); }
 .paper .ours th, .paper .ours td { border-bottom-color: transparent; font-weight: 600;
   color: var(--ink); }
@@ -100,7 +105,9 @@ figcaption b { font-weight: 500; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr));
   gap: 1.6rem; }
 .maps figure { max-width: 36rem; }
-.maps + .note { margin-top: .8rem; }
+.drawn { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.6rem; }
+.drawn img { width: auto; max-width: 100%; }
+.drawn + .note { margin-top: .8rem; }
 
 .query { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr); gap: 1.2rem;
   padding: .9rem 0; border-top: 1px solid var(--line); break-inside: avoid; }
@@ -134,6 +141,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line)
   color: var(--soft); font-size: .8rem; }
 
 @media (max-width: 44rem) {
+  .drawn img { max-width: none; }
   body { padding: 1.4rem 1rem 2rem; }
   th, td { padding-right: 1rem; }
   .facts td { min-width: 7rem; }
@@ -143,6 +151,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line)
   .matrix th, .matrix td { padding-left: .7rem; }
   .matrix .of-run { min-width: 6rem; }
   .paper th[scope=row] { padding-right: .4rem; }
+  .paper tbody th[scope=row] { max-width: 8rem; }
   .query { grid-template-columns: minmax(0, 1fr); gap: .7rem; }
   .own { display: flex; gap: .8rem; align-items: center; }
   .own p { margin: 0; }

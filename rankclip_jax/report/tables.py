@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from rankclip_jax.report import markup, matching, measured, printed
-from rankclip_jax.report.measured import Key
+from rankclip_jax.report.measured import Key, Result
 from rankclip_jax.report.printed import Column, Row, Table
 from rankclip_jax.report.run import Run
 
@@ -30,12 +30,13 @@ def section(runs: Sequence[Run]) -> str:
     return markup.section(_ANCHOR, _TITLE, "", _how_to(runs[0], keys))
   body = "".join(_table(runs, values, table) for table in printed.TABLES) + _figure_4()
   lead = (
-    "RankCLIP (ICCV 2025), in per cent. Below the printed rows are ours, and"
-    " the difference, ours minus printed in percentage points, to the row of the same"
-    f" objective and architecture. “{markup.NOTHING}”: not measured, or no such row. A"
-    " difference means something only where the set-up matches, which the line below each"
-    " table judges by config.json and the results; the paper's baselines are weak next"
-    " to others' of the same name, so only matched runs compare."
+    "RankCLIP (ICCV 2025), in per cent. Below the printed rows are ours, and the"
+    " difference, ours minus printed in percentage points, to the row of the same"
+    " objective and architecture; where no config.json says the objective, to CLIP's and"
+    f" RankCLIP's. “{markup.NOTHING}”: not measured, or no such row. A difference means"
+    " something only where the set-up matches, which the line below each table judges by"
+    " config.json and the results; the paper's baselines are weak next to others' of the"
+    " same name, so only matched runs compare."
   )
   return markup.section(_ANCHOR, _TITLE, lead, body)
 
@@ -62,14 +63,16 @@ def _table(runs: Sequence[Run], values: Sequence[_Values], table: Table) -> str:
     rows.append(_row(table, markup.run_label(runs, place), ours, css="ours"))
     if all(value is None for value in ours):
       continue
-    if row := matching.printed_row(run, table):
+    used = _used(run, table)
+    for row in matching.printed_rows(run, table, used):
       difference = [
         None if value is None else value - theirs
         for value, theirs in zip(ours, row.values, strict=True)
       ]
-      name = f"<small>minus {_name(row, several)}</small>"
+      unknown = "" if run.config else ", objective not known"
+      name = f"<small>minus {_name(row, several)}{unknown}</small>"
       rows.append(_row(table, name, difference, css="difference", sign="+"))
-    notes.append(_judged(runs, place, table))
+    notes.append(_judged(runs, place, table, used))
   data = table.data + (f" ({table.data_mark})" if table.data_mark else "")
   towers = " and ".join(dict.fromkeys(row.architecture for row in table.rows))
   title = f"{table.name}: {table.title}"
@@ -134,10 +137,14 @@ def _number(value: float | None, decimals: int, sign: str) -> str:
   return markup.NOTHING if value is None else markup.fixed(value, decimals, sign=sign)
 
 
-def _judged(runs: Sequence[Run], place: int, table: Table) -> str:
-  """A line that says whether a run's set-up is the printed one."""
+def _used(run: Run, table: Table) -> list[Result]:
+  """The results of a run that a table shows."""
   tested = {key[:2] for column in table.columns for key in column.keys}
-  used = [r for r in runs[place].results if (r.dataset, r.task) in tested]
+  return [r for r in run.results if (r.dataset, r.task) in tested]
+
+
+def _judged(runs: Sequence[Run], place: int, table: Table, used: Sequence[Result]) -> str:
+  """A line that says whether a run's set-up is the printed one."""
   parts = matching.parts(runs[place], table, used)
   differs = any(part.verdict == "differs" for part in parts)
   if differs:

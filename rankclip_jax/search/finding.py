@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from rankclip_jax import inference, start
 from rankclip_jax.config import Config
 from rankclip_jax.interop import Weights
-from rankclip_jax.search import embedding, models, panel, queries, side_by_side
+from rankclip_jax.search import drawn, embedding, models, panel, queries, side_by_side
 
 _NEEDED = ("image", "image_paths", "image_folder", "model", "source")
 
@@ -51,20 +51,21 @@ def search(cfg: Config, workdir: pathlib.Path) -> str:
   said, answers = of_shared_pictures(answers)
   own = answers[0].index
   folder = start.path_of(cfg.embed.images) if cfg.embed.images else own.folder
-  (workdir / "search").mkdir(exist_ok=True)
+  panels = drawn.folder(workdir, "search")
   for place, query in enumerate(asked):
     lines = [
       panel.Line(each.name, hits(each.index, each.queries[place], cfg.search.top, folder))
       for each in answers
     ]
     shown, among = query.picture or query.text, len(own.paths)
-    drawn = workdir / "search" / f"{query.name}.png"
     if len(lines) == 1:
-      panel.draw(shown, lines[0].hits, among=among).save(drawn)
+      picture = panel.draw(shown, lines[0].hits, among=among)
     else:
-      side_by_side.draw(shown, lines, among=among).save(drawn)
+      picture = side_by_side.draw(shown, lines, among=among)
+    path = panels / f"{query.name}.png"
+    drawn.save(picture, path)
     said += [f"Query: {embedding.printable(query.text)}"] if len(asked) > 1 else []
-    said += [*_table(lines), f"Panel: {drawn}"]
+    said += [*_table(lines), f"Panel: {path}"]
   return "\n".join(said)
 
 

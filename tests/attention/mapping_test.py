@@ -145,12 +145,31 @@ def test_what_cannot_be_drawn_is_said(exports, picture, tmp_path, fields, messag
     mapping.run(dataclasses.replace(cfg, attention=wanted), tmp_path)
 
 
-def test_an_unreadable_picture_is_named(exports, picture, tmp_path):
+def test_an_unreadable_picture_is_named_before_any_model_runs(
+  exports, picture, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(mapping, "Explainer", None)
   broken = tmp_path / "broken.jpg"
   broken.write_text("no picture")
-  with pytest.raises(ValueError, match="broken.jpg cannot be read"):
+  with pytest.raises(ValueError, match="broken.jpg, which cannot be read"):
     mapping.run(config_of(exports / "vit", f"{picture},{broken}"), tmp_path)
   assert not (tmp_path / "attention").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(exports, picture, tmp_path):
+  (tmp_path / "attention").write_text("mine")
+  with pytest.raises(ValueError, match="attention is a file, and panels go to a folder"):
+    mapping.run(config_of(exports / "vit", picture), tmp_path)
+
+
+def test_a_word_that_is_cut_is_told_from_those_that_are_left_out(
+  exports, picture, tmp_path
+):
+  caption = "cat " * 13 + "skateboarder dog"  # 14 tokens fit
+  said = mapping.run(config_of(exports / "vit", picture, caption), tmp_path)
+  assert "1 word is read in part, and has no map: skateboarder" in said
+  assert "1 words are" not in said
+  assert "1 word is more than the model reads, and left out: dog" in said
 
 
 def test_a_prompt_has_one_place_for_the_word():

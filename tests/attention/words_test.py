@@ -49,7 +49,10 @@ def test_what_does_not_fit_is_left_out_and_named():
   short = Tokenizer(6)
   caption = words.read("one two three skateboarder five", short)
   assert [w.text for w in caption.words] == ["one", "two", "three"]
-  assert caption.left_out == ("skateboarder", "five")
+  assert caption.cut == "skateboarder"  # "skate" is read
+  assert caption.left_out == ("five",)
+  whole = words.read("one two three four skateboarder five", short)
+  assert (whole.cut, whole.left_out) == ("", ("skateboarder", "five"))
   assert caption.end == 5 == np.argmax(short([caption.text])[0])
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rankclip_jax import report
-from rankclip_jax.report import pictures, run
+from rankclip_jax.report import pictures
 
 
 @pytest.fixture
@@ -39,25 +39,30 @@ def test_pictures_of_both_kinds_are_on_the_page(build, make_workdir):
   assert base64.b64decode(source.partition("base64,")[2]) == search.read_bytes()
 
 
-def test_only_so_many_are_embedded_and_the_others_are_counted(
-  build, make_workdir, monkeypatch
-):
+def test_only_so_many_are_embedded_and_the_others_are_counted(build, make_workdir):
   workdir = make_workdir()
   for place in range(pictures.MOST + 2):
     _draw(workdir, "search", f"{place:02d}")
-  size = _draw(workdir, "attention", "0", side=40).stat().st_size
-  _draw(workdir, "attention", "1", side=60)
-  _draw(workdir, "attention", "2")
-  monkeypatch.setattr(pictures, "MOST_BYTES", size + 1000)
   page = build(workdir)
   section = page.section("made")
   captions = [page.text(node) for node in section.iter("figcaption")]
+  assert captions == [f"run {place:02d}" for place in range(pictures.MOST)]
+  (note,) = [page.text(note) for note in page.by_class("note", section)]
+  assert note.startswith(f"Shown are 8 of 10 of run in {workdir}/search")
+
+
+def test_runs_share_the_room_of_a_page_in_turns(build, make_workdir, monkeypatch):
+  first, second = make_workdir("first"), make_workdir("second")
+  size = 0
+  for name in ("0", "1"):
+    size = _draw(first, "attention", name, side=40).stat().st_size
+  _draw(first, "attention", "2")
+  _draw(second, "attention", "0", side=40)
+  monkeypatch.setattr(pictures, "MOST_BYTES", 2 * size + 1000)
+  page = build(first, second)
+  captions = [page.text(node) for node in page.section("made").iter("figcaption")]
   # What is too large is left out; what comes after it may fit.
-  assert captions[:2] == ["run 0", "run 2"]
-  assert len(captions) == 2 + pictures.MOST
-  notes = [page.text(note) for note in page.by_class("note", section)]
-  assert notes[0].startswith(f"1 more of run in {workdir}/attention")
-  assert notes[1].startswith(f"2 more of run in {workdir}/search")
+  assert captions == ["first 0", "first 2", "second 0"]
 
 
 def test_without_pictures_there_is_no_section(build, make_workdir):
@@ -66,10 +71,32 @@ def test_without_pictures_there_is_no_section(build, make_workdir):
   assert "made" not in [node.get("id") for node in build(workdir).root.iter("section")]
 
 
+def _broken(page):
+  return [page.text(note) for note in page.by_class("absent", page.section("made"))]
+
+
 @pytest.mark.parametrize("cut", [0, 20, 40])
-def test_torn_picture_is_named(make_workdir, cut):
+def test_torn_picture_is_named_and_the_page_is_made(build, make_workdir, cut):
   workdir = make_workdir()
   path = _draw(workdir, "attention", "torn")
   path.write_bytes(path.read_bytes()[:cut])
-  with pytest.raises(ValueError, match=r"attention/torn\.png: expected a PNG"):
-    run.read_runs([workdir])
+  (note,) = _broken(build(workdir))
+  assert note.startswith("run: attention/torn.png cannot be read: expected a PNG")
+
+
+@pytest.mark.parametrize("most", [6, 10])  # warned of, and refused, by Pillow
+def test_what_is_no_picture_leaves_the_page(build, make_workdir, monkeypatch, most):
+  workdir = make_workdir()
+  _draw(workdir, "search", "0")
+  _draw(workdir, "search", "1", side=1)
+  (workdir / "search" / "2.png").mkdir()
+  (workdir / "search" / "3.png").symlink_to("gone")
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+  page = build(workdir)
+  captions = [page.text(node) for node in page.section("made").iter("figcaption")]
+  assert captions == ["run 1"]
+  assert [note.partition("search/")[2] for note in _broken(page)] == [
+    "0.png cannot be read: it has too many pixels.",
+    "2.png cannot be read: Is a directory.",
+    "3.png cannot be read: No such file or directory.",
+  ]

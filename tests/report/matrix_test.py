@@ -84,6 +84,30 @@ def test_confusions_and_calibration_are_behind_the_tables(build, make_workdir):
   assert not page.by_class("behind")
 
 
+def test_the_metric_that_the_field_reports_is_bold(build, make_workdir):
+  keys = [("vtab/pets", "zeroshot_classification"), ("vtab/pets", "linear_probe")]
+  results = {
+    keys[0]: {"acc1": 0.5, "mean_per_class_recall": 0.25},
+    keys[1]: {"lp_acc1": 0.5, "lp_mean_per_class_recall": 0.75},
+  }
+  extras = {key: {"metric": "mean_per_class_recall"} for key in keys}
+  page = build(make_workdir(results=results, extras=extras))
+  bold = [page.text(cell) for t in page.by_class("matrix") for cell in t.iter("b")]
+  assert bold == ["25.00 %", "75.00 %"]
+  assert "Bold: the metric that the field reports" in page.text(page.section("results"))
+
+
+def test_uniformity_says_by_which_convention(build, make_workdir):
+  results = {("a", "geometry"): {"uniformity_cross_modal": -2.0, "uniformity_image": -3}}
+  page = build(make_workdir(results=results))
+  head, _ = _lines(page, page.by_class("matrix")[0])
+  assert head[1:] == [
+    "uniformity, image to text (CyCLIP)",
+    "uniformity of images (Wang & Isola)",
+  ]
+  assert "Bold:" not in page.text(page.section("results"))
+
+
 def _skip(workdir, name, *entries):
   folder = workdir / "results" / "skipped"
   folder.mkdir(exist_ok=True)
@@ -120,8 +144,12 @@ def test_a_workdir_where_all_was_skipped_says_so(build, make_workdir):
 
 
 @pytest.mark.parametrize(
-  "content", ["{", "{}x", "[1]", '{"visits": [{"skipped": [{"dataset": "a"}]}]}']
-)
+  "content",
+  [
+    "{", "{}x", "[1]", '{"visits": [{"skipped": [{"dataset": "a"}]}]}',
+    '{"visits": [{"skipped": [{"dataset": null, "task": "a", "reason": "b"}]}]}',
+  ],
+)  # fmt: skip
 def test_broken_list_of_skipped_tasks_is_named(make_workdir, content):
   workdir = make_workdir()
   _skip(workdir, "0_of_1.json")

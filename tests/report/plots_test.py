@@ -134,3 +134,14 @@ def test_report_needs_neither_jax_nor_pyplot():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == "[]"
+
+
+def test_runs_of_one_colour_have_markers_of_their_own():
+  again = len(plots.RUN_COLOURS)
+  places = [0, again, 2 * again]
+  drawn = [_pixels(plots.robustness({place: (0.5, 0.4)}, {})) for place in places]
+  spots = [len(_rows_of(picture, plots.run_colour(0))) for picture in drawn]
+  assert all(spots)
+  for first, second in ((0, 1), (0, 2), (1, 2)):
+    assert (drawn[first] != drawn[second]).any()
+  assert [plots.colour_round(place) for place in (0, 5, 6, 17, 18)] == [0, 0, 1, 2, 0]

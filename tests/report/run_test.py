@@ -1,5 +1,6 @@
 """Reading a workdir: what is tolerated, what is refused, and in which words."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,66 @@ def test_results_keep_undefined_values(make_workdir):
   assert got.results == (run.Result("kind", "zero", metrics),)
 
 
-def test_result_of_text_is_refused(make_workdir):
-  workdir = make_workdir(results={("kind", "zero"): {"acc1": "high"}})
-  with pytest.raises(ValueError, match=r"results: expected numbers .* kind, zero"):
+@pytest.mark.parametrize(
+  "metrics, message",
+  [
+    ({"acc1": "high"}, "expected a finite number or null as acc1, got 'high'"),
+    ({"acc1": True}, "as acc1, got True"),
+    ({"mean_rank": math.inf}, "as mean_rank, got inf"),
+    ({"per_class": [0.5]}, "as per_class"),
+    ({"acc1": 43.2}, "expected a fraction from 0 to 1 as acc1, got 43.2"),
+    ({"image_retrieval_recall@5": -0.1}, "as image_retrieval_recall@5, got -0.1"),
+    ([0.5], "expected an object of metrics"),
+  ],
+)
+def test_metrics_that_are_none_are_refused(make_workdir, metrics, message):
+  workdir = make_workdir(results={("kind", "zero"): metrics})
+  with pytest.raises(ValueError, match=rf"results/kind_zero\.json: .*{message}"):
+    run.read_runs([workdir])
+
+
+def test_nan_of_other_tools_is_undefined(make_workdir):
+  metrics = {"acc1": math.nan, "lp_acc1": 1 + 1e-9, "lp_acc1_k4_std": 0.01}
+  (got,) = run.read_runs([make_workdir(results={("kind", "zero"): metrics})])
+  assert got.results[0].metrics == metrics | {"acc1": None}
+
+
+@pytest.mark.parametrize(
+  "extras, message",
+  [
+    ({"calibration_error": "0.1"}, "as calibration_error, got '0.1'"),
+    ({"confusions": [["a", "b", 3]]}, r"expected confusions as .*\[\['a', 'b', 3\]\]"),
+    ({"confusions": {"a": "b"}}, "expected confusions as a list"),
+    (
+      {"confusions": [{"label": "a", "prediction": "b", "count": 1, "fraction": None}]},
+      "expected confusions as a list of objects",
+    ),
+  ],
+)
+def test_extras_of_another_form_are_refused(make_workdir, extras, message):
+  key = ("kind", "zero")
+  workdir = make_workdir(results={key: {"acc1": 0.5}}, extras={key: extras})
+  with pytest.raises(ValueError, match=rf"results/kind_zero\.json: .*{message}"):
+    run.read_runs([workdir])
+
+
+def test_extras_may_be_undefined_or_of_no_use_to_the_page(make_workdir):
+  key = ("kind", "zero")
+  extras = {"calibration_error": math.nan, "confusions": None, "dtype": "bfloat16"}
+  workdir = make_workdir(results={key: {"acc1": 0.5}}, extras={key: extras})
+  assert run.read_runs([workdir])[0].results[0].extras == {
+    "calibration_error": None, "confusions": [], "dtype": "bfloat16",
+  }  # fmt: skip
+
+
+def test_data_sets_are_called_by_one_name(make_workdir):
+  task = "zeroshot_classification"
+  workdir = make_workdir(results={("wds/imagenet1k", task): {"acc1": 0.5}})
+  (got,) = run.read_runs([workdir])
+  assert got.results[0].dataset == "imagenet1k"
+  make_workdir(results={("imagenet1k", task): {"acc1": 0.25}})
+  match = rf"results/imagenet1k_{task}\.json and .*/wds-imagenet1k_{task}\.json are both"
+  with pytest.raises(ValueError, match=match):
     run.read_runs([workdir])
 
 

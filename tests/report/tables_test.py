@@ -1,8 +1,11 @@
 """The paper's tables on the page: ours, the difference, and whether set-ups match."""
 
+import math
+
 import pytest
 
 from rankclip_jax import report
+from rankclip_jax.evals import results as evals
 from rankclip_jax.report import matching, measured, printed, run
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -15,7 +18,7 @@ CONFIG = {
   "model": {"name": "ViT-B-32", "image_size": None},
   "init": {"weights": ""},
   "objective": {"name": "clip", "cross_modal_weight": None},
-  "optim": {"epochs": 32, "learning_rate": 0.001},
+  "optim": {"epochs": 32, "learning_rate": 0.001, "weight_decay": 0.2},
 }
 
 
@@ -114,7 +117,9 @@ def _verdicts(make_workdir, config, result, table=printed.TABLE_1):
   }
 
 
-WHOLE = measured.Result(*ZERO_SHOT, {"acc1": 0.1}, {"complete": True, "templates": 80})
+WHOLE = measured.Result(
+  *ZERO_SHOT, {"acc1": 0.1}, {"complete": True, "templates": 80, "weights": "step 9"}
+)
 
 
 def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
@@ -125,7 +130,11 @@ def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
     "training data", "schedule",
   }  # fmt: skip
   assert "differs" not in {verdict for verdict, _ in verdicts.values()}
-  assert verdicts["schedule"][1].startswith("batch size 64, epochs 32, learning rate 0.0")
+  assert verdicts["schedule"][1].startswith(
+    "batch size 64 (128), epochs 32 (64), learning rate 0.001 (0.0005), weight decay 0.2"
+  )
+  parts = CONFIG | {"data": {"train": "/d/gcc3m/{0..3}.tar::b/CC3M_val.csv"}}
+  assert _verdicts(make_workdir, parts, WHOLE)["training data"][0] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +142,8 @@ def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
   [
     ({"data": {"source": "openmoji"}}, "training data", "openmoji, not CC3M"),
     ({"data": {"train": "/yfcc15m.csv"}}, "training data", "not CC3M"),
+    ({"data": {"train": "cc3m/a.csv::yfcc/b.csv"}}, "training data", "yfcc/b.csv, not"),
+    ({"data": {"train": "/home/acc3master/b.csv"}}, "training data", "not CC3M"),
     (
       {"data": {"train": "cc3m.csv", "subset": 500_000}},
       "training data",
@@ -151,6 +162,14 @@ def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
       "architecture",
       "not QuickGELU",
     ),
+    (
+      {"model": {"name": "ViT-B/32", "batch_norm": "frozen"}},
+      "architecture",
+      "batch_norm frozen",
+    ),
+    ({"data": {"mask_duplicates": "either"}}, "training", "mask_duplicates either"),
+    ({"optim": {"frozen": "image"}}, "training", "frozen image"),
+    ({"optim": {"layer_decay": 0.6}}, "training", "layer_decay 0.6"),
     ({"init": {"weights": "/x"}}, "start", "from /x, not from scratch"),
     ({"objective": {"name": "siglip"}}, "objective", "siglip is not in the table"),
     (
@@ -175,8 +194,11 @@ def test_every_part_of_the_training_can_differ(make_workdir, change, part, text)
   "result, part, verdict",
   [
     (("imagenet1k", "linear_probe", {"protocol": "sweep"}), "probe protocol", "differs"),
-    (("imagenet1k", "linear_probe", {}), "probe protocol", "differs"),
+    (("imagenet1k", "linear_probe", {}), "probe protocol", "unknown"),
     ((*ZERO_SHOT, {"templates": 1}), "prompts", "differs"),
+    ((*ZERO_SHOT, {"templates": 7}), "prompts", "differs"),
+    ((*ZERO_SHOT, {}), "prompts", "unknown"),
+    ((*ZERO_SHOT, {}), "weights", "unknown"),
     ((*ZERO_SHOT, {"complete": False}), "test data", "differs"),
     ((*ZERO_SHOT, {"complete": None}), "test data", "unknown"),
     ((*ZERO_SHOT, {}), "test data", "unknown"),
@@ -194,6 +216,65 @@ def test_without_a_config_nothing_is_claimed(build, make_workdir):
   assert "may or may not match" in judged
   assert "config.json is missing" in judged
   assert not page.by_class("difference", page.section("paper"))
+
+
+def _evaluated(make_workdir, model):
+  """A folder in which weights from elsewhere were evaluated."""
+  workdir = make_workdir("foreign", config=None, environment=None, lines=None)
+  evals.write(
+    workdir / "results",
+    dataset="wds/imagenet1k",
+    task="zeroshot_classification",
+    metrics={"acc1": 0.1, "acc3": math.nan, "acc5": 0.3},
+    model=model,
+    pretrained="x",
+    extras={},
+  )
+  return workdir
+
+
+def test_foreign_weights_are_compared_by_their_architecture(build, make_workdir):
+  page = build(_evaluated(make_workdir, "ViT-B-32-quickgelu"))
+  first, _, _, fourth, _ = _tables(page)
+  assert [row[0] for row in first[4:]] == [
+    "foreign",
+    "minus CLIP, objective not known",
+    "minus RankCLIP, objective not known",
+  ]
+  assert first[5][1:4] == ["+0.94", DASH, "+8.37"]
+  assert [row[0] for row in fourth[5:]] == [
+    f"minus {name} ViT-B/32, objective not known" for name in ("CLIP", "RankCLIP")
+  ]
+  judged = page.text(page.by_class("judged")[0])
+  assert "may or may not match" in judged
+  assert "ViT-B/32 by the results" in judged
+
+
+@pytest.mark.parametrize("model", ["ViT-L-14", "loaded", ""])
+def test_foreign_weights_of_another_architecture_have_no_difference(
+  build, make_workdir, model
+):
+  page = build(_evaluated(make_workdir, model))
+  assert not page.by_class("difference", page.section("paper"))
+
+
+def test_results_of_several_architectures_are_told(make_workdir):
+  results = [measured.Result(*ZERO_SHOT, {}, {}, model) for model in ("RN50", "")]
+  (read,) = run.read_runs([_evaluated(make_workdir, "RN50")])
+  assert matching.architecture(read, results) is None
+  parts = {part.name: part for part in matching.parts(read, printed.TABLE_1, results)}
+  assert parts["architecture"].text == "the results name none and RN50"
+  assert matching.architecture(read, results[:1]) == "RN50"
+
+
+def test_where_nothing_was_trained_nobody_is_told_to_train(build, make_workdir):
+  page = build(_evaluated(make_workdir, "ViT-B-32"))
+  text = page.text()
+  assert "mode=train" not in text
+  assert text.count("foreign was only evaluated here") == 1
+  results = {("openmoji", "zeroshot_retrieval"): {"image_retrieval_recall@1": 0.5}}
+  bare = make_workdir("bare", config=None, environment=None, lines=None, results=results)
+  assert "--config.init.weights=... --config.mode=eval" in build(bare).text()
 
 
 def test_results_of_several_weights_are_told(make_workdir):
