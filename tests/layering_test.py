@@ -42,14 +42,15 @@ ALLOWED = {
   },
   "feed": {"data"},
   "together": set(),
+  "lock": set(),
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
     "models", "plan", "progress", "start", "state", "step", "stopping", "together",
   },
   "stopping": {"together"},
   "suite": {
-    "checkpoint", "config", "data", "evals", "inference", "interop", "metrics", "probes",
-    "start", "stopping", "suite", "together",
+    "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
+    "probes", "start", "stopping", "suite", "together",
   },
   "launcher": {
     "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",

@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from rankclip_jax import metrics
+from rankclip_jax import lock, metrics
 from rankclip_jax.config import Config
 from rankclip_jax.data.benchmarks import opening, prompts
 from rankclip_jax.data.benchmarks.items import NotPrepared
 from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.inference import Model
 from rankclip_jax.stopping import Stopped, StopSignal
-from rankclip_jax.suite import checkpoints, jobs, lock, parts, probing, tasks, written
+from rankclip_jax.suite import checkpoints, jobs, parts, probing, tasks, written
 from rankclip_jax.suite.checkpoints import Chosen
 from rankclip_jax.suite.tasks import Found, Setting
-from rankclip_jax.together import together
+from rankclip_jax.together import of_first, together
 
 FEATURES = "features"
 
@@ -82,7 +82,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
   )
   board = metrics.Board(workdir / metrics.BOARD / f"eval_{shard}")
   try:
-    with StopSignal(_STOPPING) as stop, locked, board:
+    with StopSignal(_STOPPING) as stop, of_first(locked), board:
       _alone(lambda: jobs.note_begun(workdir, shard))
       skipped = _all(cfg, workdir, stop, board)
       _alone(lambda: jobs.note_skipped(workdir, shard, skipped))
