@@ -43,6 +43,7 @@ ALLOWED = {
   "feed": {"data"},
   "together": set(),
   "lock": set(),
+  "processes": {"config", "processes", "together"},
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
     "models", "plan", "progress", "start", "state", "step", "stopping", "together",
@@ -53,8 +54,8 @@ ALLOWED = {
     "probes", "start", "stopping", "suite", "together",
   },
   "launcher": {
-    "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",
-    "train",
+    "attention", "config", "evals", "evaluate", "export", "lock", "processes", "report",
+    "search", "suite", "together", "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.
