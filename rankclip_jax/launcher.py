@@ -70,7 +70,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
     # at home the file is not ours.
     with contextlib.suppress(OSError):
       if not isinstance(error, lock.HeldError):
-        (workdir / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        (workdir / _errors_file()).write_text(traceback.format_exc(), encoding="utf-8")
     raise
 
 
@@ -109,6 +109,12 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
     print(summary(workdir))
     print(f"Report: {page}")
   return 0
+
+
+def _errors_file() -> str:
+  """Of this process; before the processes have joined, all have the same to say."""
+  index = jax.process_index() if jax.distributed.is_initialized() else 0
+  return f"error.{index}.log" if index else "error.log"
 
 
 def _train(cfg: Config, workdir: pathlib.Path) -> bool:

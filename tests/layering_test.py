@@ -43,6 +43,7 @@ ALLOWED = {
   "feed": {"data"},
   "together": set(),
   "lock": set(),
+  "status": {"lock"},
   "processes": {"config", "processes", "together"},
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
@@ -63,6 +64,8 @@ FORBIDDEN = {
   "data": {"jax", "flax", "optax", "orbax"},
   "evals": {"jax", "flax", "optax", "orbax"},
   "report": {"jax", "flax", "optax", "orbax"},
+  "lock": {"jax", "flax", "optax", "orbax"},
+  "status": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
   "probes": {"flax", "orbax", "ml_collections"},
   "models": {"optax", "orbax", "ml_collections"},

@@ -58,7 +58,7 @@ def problem_of(everyone: Sequence[Present]) -> str:
       if (value := one.facts["same"].get(name)) != wanted:
         others.setdefault(value, []).append(one.index)
     differences += [
-      f"{named(who)} has {name} {value}, process 0 {wanted}"
+      f"{named(who)} {'have' if who[1:] else 'has'} {name} {value}, process 0 {wanted}"
       for value, who in others.items()
     ]
   if not differences:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from rankclip_jax.together import together
 
 # Network file systems show new files late.
-_SECONDS_TO_APPEAR = 30.0
+_SECONDS_TO_APPEAR = 10.0
 
 
 def prepare(workdir: pathlib.Path) -> None:
