@@ -4,6 +4,7 @@ JAX's own detection is asked, so that what it learns of clusters is known here t
 not part of JAX's public interface, and this is the only file that calls it.
 """
 
+import contextlib
 import dataclasses
 import os
 
@@ -91,9 +92,14 @@ def check_alone() -> None:
     ValueError: naming the scheduler.
   """
   for kind in clusters.ClusterEnv._cluster_types:
-    if kind.name in _LOCAL and kind.is_env_present() and kind.get_process_count() > 1:
+    if kind.name not in _LOCAL or not kind.is_env_present():
+      continue
+    count = 1
+    with contextlib.suppress(RuntimeError):  # Open MPI 5 tells mpi4py alone
+      count = kind.get_process_count()
+    if count > 1:
       raise ValueError(
-        f"{_NAMES[kind.name]} started {kind.get_process_count()} processes, and with "
+        f"{_NAMES[kind.name]} started {count} processes, and with "
         '--config.distributed.mode=off each would train alone; give "auto", or start one '
         "process only."
       )
@@ -115,6 +121,13 @@ def _check_started() -> None:
       f"SLURM has {tasks} tasks for this job, but this process was not started by srun "
       "and would run alone; put srun before the command, or give "
       "--config.distributed.mode=off."
+    )
+  tasks = os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
+  if tasks != "1":
+    raise ValueError(
+      f"Open MPI started {tasks} processes in a way that this version of JAX does not "
+      "recognise (it knows Open MPI 5 from jax 0.12 on, with mpi4py); give each its place "
+      "by --config.distributed.mode=explicit."
     )
   if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
     raise ValueError(

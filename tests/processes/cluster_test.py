@@ -30,7 +30,7 @@ EXPLICIT = DistributedConfig(
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
   """Sets variables of a scheduler, of which none is set before."""
-  others = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "OMPI_MCA_orte_hnp_uri")
+  others = (*SLURM, *OPEN_MPI, "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
   mine = ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "JAX_LOCAL_DEVICE_IDS")
   for name in (*others, *mine):
     monkeypatch.delenv(name, raising=False)
@@ -83,6 +83,12 @@ def test_tasks_of_slurm_without_srun(variables):
     cluster.find(AUTO)
   variables({"SLURM_NTASKS": "1"})
   assert cluster.find(AUTO) is None
+
+
+def test_a_launcher_that_jax_does_not_know(variables):
+  variables({"OMPI_COMM_WORLD_SIZE": "2"})  # of Open MPI 5, the half of what it sets
+  with pytest.raises(ValueError, match="Open MPI started 2 processes .* not recognise"):
+    cluster.find(AUTO)
 
 
 def test_a_pod_of_kubernetes_without_its_package(variables, monkeypatch):
