@@ -126,8 +126,8 @@ def _check_started() -> None:
   if tasks != "1":
     raise ValueError(
       f"Open MPI started {tasks} processes in a way that this version of JAX does not "
-      "recognise (it knows Open MPI 5 from jax 0.12 on, with mpi4py); give each its place "
-      "by --config.distributed.mode=explicit."
+      "recognise (newer ones know Open MPI 5, with mpi4py); give each its place by "
+      "--config.distributed.mode=explicit."
     )
   if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
     raise ValueError(
