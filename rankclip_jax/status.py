@@ -67,6 +67,8 @@ def _state(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
     yield "training", f"not running: it was killed {owner}; the same command goes on"
   elif owner:
     yield "training", f"no sign of life for {_duration(silence)}; it was {owner}"
+  elif (steps := _checkpoints(workdir)) and steps[-1] == _num_steps(workdir):
+    yield "training", f"ended at step {steps[-1]}"
   else:
     yield "training", "not running; the same command goes on"
   for path in sorted((workdir / "results" / "locks").glob("*.json")):

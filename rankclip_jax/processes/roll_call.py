@@ -91,48 +91,72 @@ def named(numbers: Sequence[int]) -> str:
   return f"Process{'es' if len(numbers) > 1 else ''} {spans(numbers)}"
 
 
+class _Roll:
+  """Process 0's side: who is there, each with the connection that it waits at."""
+
+  def __init__(self, server: socket.socket, own: Present, stack: contextlib.ExitStack):
+    self._server, self._own, self._stack = server, own, stack
+    self.there: dict[int, Present] = {0: own}
+    self._connections: dict[int, socket.socket] = {}
+    self._untold: list[IO[str]] = []
+
+  def receive(self, until: float) -> str | None:
+    """Waits for one more; returns what is wrong with it, or None if none came."""
+    self._server.settimeout(max(until - time.monotonic(), 0.01))
+    try:
+      connection, _ = self._server.accept()
+    except TimeoutError:
+      return None
+    self._stack.enter_context(connection)
+    file = self._stack.enter_context(connection.makefile("rw", encoding="utf-8"))
+    other = _hello(connection, file)
+    if other is None:
+      return ""
+    self.missing()  # one that was started again may have left its place
+    self._untold.append(file)
+    problem = _misfit(other, self._own, self.there)
+    if not problem:
+      self.there[other.index] = other
+      self._connections[other.index] = connection
+    return problem
+
+  def missing(self) -> list[int]:
+    """Who has not come, or has left since."""
+    for index, connection in list(self._connections.items()):
+      if _has_left(connection):
+        del self.there[index], self._connections[index]
+    return sorted(set(range(self._own.count)) - set(self.there))
+
+  def tell(self, problem: str) -> None:
+    """Answers all that wait for it, whatever is wrong with them."""
+    for file in self._untold:
+      with contextlib.suppress(OSError):  # whoever left has its own reasons
+        file.write(json.dumps([_GREETING, problem]) + "\n")
+        file.flush()
+    self._untold.clear()
+
+
 def _call(port: int, own: Present, address: str, timeout: float, judge: Judge) -> str:
   """Process 0: waits for the others and tells all the same; returns what it told."""
   with contextlib.ExitStack() as stack:
-    server = stack.enter_context(_listening(port))
-    there, files = {0: own}, []
-
-    def receive(until: float) -> str | None:
-      """One more, and what is wrong with it; None at `until`."""
-      server.settimeout(max(until - time.monotonic(), 0.01))
-      try:
-        connection, _ = server.accept()
-      except TimeoutError:
-        return None
-      stack.enter_context(connection)
-      file = stack.enter_context(connection.makefile("rw", encoding="utf-8"))
-      other = _hello(connection, file)
-      if other is None:
-        return ""
-      files.append(file)
-      problem = _misfit(other, own, there)
-      there.setdefault(other.index, other)
-      return problem
-
+    roll = _Roll(stack.enter_context(_listening(port)), own, stack)
     until = time.monotonic() + timeout
     problem: str | None = ""
-    while len(there) < own.count and problem == "":
-      problem = receive(until)
+    while problem == "" and roll.missing():
+      problem = roll.receive(until)
     if problem is None:
-      missing = sorted(set(range(own.count)) - set(there))
       problem = (
-        f"{named(missing)} of {own.count} did not come within {timeout:.0f} s to process "
-        f"0 on host {own.host}, port {port}; see whether they were started, what they "
-        f"say, and whether they reach {address}, or give them more time by "
+        f"{named(roll.missing())} of {own.count} did not come within {timeout:.0f} s to "
+        f"process 0 on host {own.host}, port {port}; see whether they were started, what "
+        f"they say, and whether they reach {address}, or give them more time by "
         "--config.distributed.timeout_seconds."
       )
-    problem = problem or judge([there[i] for i in sorted(there)])
-    _tell(files, problem)
-    if problem:  # late ones hear it too, as far as we know of them
-      until, told = time.monotonic() + _SECONDS_FOR_LATE_ONES, len(files)
-      while len(there) < own.count and receive(until) is not None:
-        _tell(files[told:], problem)
-        told = len(files)
+    problem = problem or judge([roll.there[i] for i in sorted(roll.there)])
+    roll.tell(problem)
+    if problem:  # those that come a little late hear it too
+      until = time.monotonic() + _SECONDS_FOR_LATE_ONES
+      while len(roll.there) < own.count and roll.receive(until) is not None:
+        roll.tell(problem)
     return problem
 
 
@@ -178,11 +202,16 @@ def _misfit(other: Present, own: Present, there: Mapping[int, Present]) -> str:
   return ""
 
 
-def _tell(files: Sequence[IO[str]], problem: str) -> None:
-  for file in files:
-    with contextlib.suppress(OSError):  # whoever left has its own reasons
-      file.write(json.dumps([_GREETING, problem]) + "\n")
-      file.flush()
+def _has_left(connection: socket.socket) -> bool:
+  connection.settimeout(0.0)
+  try:
+    return not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+  finally:
+    connection.settimeout(_SECONDS_FOR_A_HELLO)
 
 
 def _answer_from(host: str, port: int, own: Present, timeout: float, until: float) -> str:

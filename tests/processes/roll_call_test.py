@@ -1,6 +1,7 @@
 """Who comes, who does not, and who was told other numbers; processes as threads."""
 
 import concurrent.futures
+import contextlib
 import json
 import re
 import socket
@@ -39,6 +40,15 @@ def meet(*numbers, judge=FINE, timeout=1.0, port=None) -> list[str]:
 
   with concurrent.futures.ThreadPoolExecutor(len(numbers)) as pool:
     return list(pool.map(one, *zip(*numbers, strict=True)))
+
+
+def knock(port) -> socket.socket:
+  """A connection to process 0, as soon as it listens."""
+  while True:
+    try:
+      return socket.create_connection(("127.0.0.1", port), timeout=5)
+    except ConnectionRefusedError:
+      time.sleep(0.05)
 
 
 def test_all_come_in_any_order_and_are_shown_to_the_judge():
@@ -89,6 +99,31 @@ def test_an_index_that_two_have_is_told_at_once():
   assert all("Two processes have the same index: process 1" in line for line in told)
 
 
+def test_one_that_was_started_again_takes_its_own_place():
+  port = free_port()
+  told = []
+  zero = threading.Thread(target=lambda: told.extend(meet((0, 3), port=port, timeout=9)))
+  zero.start()
+  dead = knock(port)
+  dead.sendall(json.dumps(["rankclip_jax", 1, 3, "host", 7, {}]).encode() + b"\n")
+  dead.close()
+  assert meet((1, 3), (2, 3), port=port, timeout=9) == ["", ""]
+  zero.join()
+  assert told == [""]
+
+
+def test_one_that_left_has_not_come():
+  port = free_port()
+  told = []
+  zero = threading.Thread(target=lambda: told.extend(meet((0, 2), port=port, timeout=2)))
+  zero.start()
+  with contextlib.closing(knock(port)) as dead:
+    dead.sendall(json.dumps(["rankclip_jax", 1, 2, "host", 7, {}]).encode() + b"\n")
+    dead.shutdown(socket.SHUT_WR)
+  zero.join()
+  assert told[0].startswith("Process 1 of 2 did not come within 2 s")
+
+
 def test_a_port_that_is_taken_is_named():
   with socket.create_server(("", 0)) as server:
     port = server.getsockname()[1]
@@ -102,13 +137,7 @@ def test_strangers_neither_count_nor_disturb():
   zero = threading.Thread(target=lambda: told.extend(meet((0, 2), port=port, timeout=9)))
   zero.start()
   for text in (b"GET / HTTP/1.1\r\n\r\n", b"[1, 2]\n", b'["rankclip_jax"]\n', b""):
-    stranger = None
-    while stranger is None:
-      try:
-        stranger = socket.create_connection(("127.0.0.1", port), timeout=5)
-      except ConnectionRefusedError:
-        time.sleep(0.05)
-    with stranger:
+    with knock(port) as stranger:
       stranger.sendall(text)
   assert meet((1, 2), port=port, timeout=9) == [""]
   zero.join()
