@@ -7,6 +7,7 @@ not part of JAX's public interface, and this is the only file that calls it.
 import contextlib
 import dataclasses
 import os
+import warnings
 
 from jax._src import clusters
 
@@ -61,17 +62,20 @@ def find(settings: DistributedConfig) -> Place | None:
     name = _NAMES.get(found.name, found.name)
   wanted = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
   devices = [int(i) for i in wanted.split(",")] if wanted else None
-  coordinator, count, index, devices = _asked(
-    lambda: clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      settings.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
-      settings.num_processes,
-      settings.process_id,
-      devices,
-      None,
-      settings.timeout_seconds,
-    ),
-    name,
-  )
+  with warnings.catch_warnings():
+    if settings.mode == "explicit":  # what is missing to recognise a cluster is not asked
+      warnings.simplefilter("ignore")
+    coordinator, count, index, devices = _asked(
+      lambda: clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        settings.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        settings.num_processes,
+        settings.process_id,
+        devices,
+        None,
+        settings.timeout_seconds,
+      ),
+      name,
+    )
   if coordinator is None or count is None or index is None:
     raise ValueError(
       f"{name} gives no coordinator, number or index of processes ({coordinator}, "

@@ -99,6 +99,7 @@ def test_a_pod_of_kubernetes_without_its_package(variables, monkeypatch):
     pytest.raises(ValueError, match=r"pip install 'jax\[k8s\]'"),
   ):
     cluster.find(AUTO)
+  assert cluster.find(EXPLICIT) == Place("the config", "a:1", 2, 1, None)
 
 
 @pytest.mark.parametrize("names", [SLURM, OPEN_MPI])
