@@ -46,6 +46,10 @@ class DataConfig:
   train: str = free("")
   test: str = free("")
   weights: tuple[float, ...] = ()  # in what proportion the parts of `train` are drawn
+  # So many of the training examples, drawn by a seed: smaller sets lie in larger ones. 0
+  # is all of them.
+  subset: int = 0
+  subset_seed: int = 0
   caption_key: str = ""  # the column, JSON key or feature of captions; "" is a known name
   # The column or feature of pictures or their paths; "" is a known name. Not for tars.
   image_key: str = ""
@@ -284,6 +288,7 @@ class Config:
       "a contrastive or ranking loss compares the pairs of a batch with each other",
     )
     _at_least(1, "data.holdout", self.data.holdout, "evaluation needs held-out examples")
+    _at_least(0, "data.subset", self.data.subset, "0 is all training examples")
     _at_least(1, "data.num_threads", self.data.num_threads)
     _at_least(0, "data.num_workers", self.data.num_workers)
     _at_least(1, "data.prefetch", self.data.prefetch)
@@ -306,6 +311,11 @@ class Config:
        0 <= self.data.max_bad_fraction <= 1, "from 0 to 1"),
       ("data.weights", self.data.weights,
        all(0 < w < math.inf for w in self.data.weights), "positive numbers"),
+      ("data.subset", self.data.subset,
+       not (self.data.subset and self.data.weights), "0 where data.weights are given, "
+       "which draw from every part by itself"),
+      ("data.subset_seed", self.data.subset_seed,
+       0 <= self.data.subset_seed < 2**32, "from 0 to 2**32 - 1"),
       ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
       ("optim.learning_rate", self.optim.learning_rate,
        0 < self.optim.learning_rate < math.inf, "positive and finite"),

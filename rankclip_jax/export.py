@@ -93,10 +93,11 @@ def _card_of_others(path: pathlib.Path, weights: Weights, cfg: Config) -> intero
 
 
 def _data(data: Mapping[str, Any]) -> str:
+  part = f"{data['subset']} of " if data.get("subset") else ""  # older runs have none
   if data["source"] == "openmoji":
-    return "OpenMoji pictures (CC BY-SA 4.0) and their Unicode names"
+    return f"{part}OpenMoji pictures (CC BY-SA 4.0) and their Unicode names"
   names = [pathlib.Path(part).name for part in data["train"].split("::")]
-  return f"the pairs of {', '.join(names)}"
+  return f"{part}the pairs of {', '.join(names)}"
 
 
 def _objective(name: str, objective: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rankclip_jax.data import source as sources
 from rankclip_jax.data.openmoji import OpenMoji
 from rankclip_jax.data.rows import blank
 from rankclip_jax.data.source import BadExample, Source
+from rankclip_jax.data.subset import Subset
 from rankclip_jax.data.tokenizer import VOCABULARY_SIZE, Tokenizer
 from rankclip_jax.losses import blocked, terms
 from rankclip_jax.losses import objective as objectives
@@ -158,8 +159,18 @@ def source_of(
     cache: a folder for indices that cannot be written beside the data.
 
   Raises:
-    ValueError: if there are none, or something of the held-out ones is damaged.
+    ValueError: if there are none, fewer than `data.subset`, or something of the held-out
+      ones is damaged.
   """
+  whole = _whole_source_of(cfg, split, cache)
+  if split == "test" or not cfg.data.subset:
+    return whole
+  return Subset(whole, cfg.data.subset, cfg.data.subset_seed)
+
+
+def _whole_source_of(
+  cfg: Config, split: Literal["train", "test"], cache: pathlib.Path | None
+) -> Source:
   if cfg.data.source == "openmoji":
     fields = ("train", "test", "caption_key", "image_key")
     given = [name for name in fields if getattr(cfg.data, name)]

@@ -13,7 +13,11 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # processes that tests start inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The same small models are trained in many tests and processes: each is compiled once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
+# pytest-xdist's workers inherit the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  _CACHE = tempfile.mkdtemp(prefix="jax_cache_")
+  atexit.register(shutil.rmtree, _CACHE, True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,8 +30,6 @@ from absl import flags
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker threads read absl flags, which raise unless they have been parsed.
 flags.FLAGS.mark_as_parsed()
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
-
 
 _VERBOSITY = absl.logging.get_verbosity()
 

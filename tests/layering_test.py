@@ -54,6 +54,7 @@ ALLOWED = {
     "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
     "probes", "start", "stopping", "suite", "together",
   },
+  "studies": {"config", "evals", "report", "studies"},
   "launcher": {
     "attention", "config", "evals", "evaluate", "export", "lock", "processes", "report",
     "search", "suite", "together", "train",
@@ -66,6 +67,7 @@ FORBIDDEN = {
   "report": {"jax", "flax", "optax", "orbax"},
   "lock": {"jax", "flax", "optax", "orbax"},
   "status": {"jax", "flax", "optax", "orbax"},
+  "studies": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
   "probes": {"flax", "orbax", "ml_collections"},
   "models": {"optax", "orbax", "ml_collections"},

@@ -10,7 +10,14 @@ import statistics
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
-from rankclip_jax.data.source import BadExample, Loss, Source, losses_of, shards_of
+from rankclip_jax.data.source import (
+  BadExample,
+  Loss,
+  Source,
+  losses_of,
+  shards_of,
+  whole_of,
+)
 
 # The share of bad examples is taken over at least so many, so that one bad picture among
 # the first ten does not stop a run.
@@ -130,7 +137,8 @@ def check_lost(source: Source, most: float) -> None:
   Raises:
     ValueError: naming both numbers and the first shard.
   """
-  losses, examples, lost = losses_of(source), len(source), count_lost(source)
+  # What a shard lost is a share of all examples, not of a subset of them.
+  losses, examples, lost = losses_of(source), len(whole_of(source)), count_lost(source)
   if lost > most * max(lost + examples, _FEWEST):
     about = "" if all(loss.count for loss in losses) else "About "
     raise ValueError(

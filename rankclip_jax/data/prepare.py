@@ -96,13 +96,16 @@ def look(
   found, data_dir = [], os.path.expanduser(data_dir)
   for text in names or EVALUATION:
     benchmark = _benchmark(text)
-    if benchmark is not None and not benchmark.tfds:
-      place = places.look(benchmark, folder_dir)
-      found.append(Status(text, place.state, folder=place.folder, todo=place.todo))
-    else:
-      name = Name.parse(text if benchmark is None else benchmark.tfds)
-      status = _look(name, data_dir, manual_dir)
-      found.append(dataclasses.replace(status, name=text))
+    place = places.look(benchmark, folder_dir) if benchmark is not None else None
+    in_place = place and Status(text, place.state, folder=place.folder, todo=place.todo)
+    if in_place and benchmark is not None and not benchmark.tfds:
+      found.append(in_place)
+      continue
+    name = Name.parse(text if benchmark is None else benchmark.tfds)
+    status = dataclasses.replace(_look(name, data_dir, manual_dir), name=text)
+    # The evaluation reads what TFDS prepared first, and takes the other layouts as well.
+    other = in_place and in_place.state == "ready" and status.state != "ready"
+    found.append(in_place if in_place and other else status)
   return found
 
 

@@ -119,11 +119,16 @@ def shards_of(source: Source) -> Sequence[Shard]:
   return getattr(source, "shards", ())
 
 
+def whole_of(source: Source) -> Source:
+  """What `source` was drawn from (its `whole`, see `subset.Subset`), or itself."""
+  return getattr(source, "whole", source)
+
+
 def identity_of(source: Source, *, in_parts: bool = False) -> dict[str, int | str]:
   """By what a resumed run knows that every index still means the same example.
 
   Names, lengths, sizes and checksums of files in their order; not their folders or dates,
-  so that data may move.
+  so that data may move. Of a subset also how it was drawn.
 
   Args:
     source: of the examples.
@@ -134,5 +139,8 @@ def identity_of(source: Source, *, in_parts: bool = False) -> dict[str, int | st
   lines = ["\t".join(map(str, each)) + "\n" for each in facts]
   if in_parts:
     lines += [f"{len(part)}\n" for part in getattr(source, "parts", (source,))]
+  if (whole := whole_of(source)) is not source:
+    seed = getattr(source, "seed", None)
+    lines.append(f"{len(source)} of {len(whole)} by {seed}\n")
   digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
   return {"examples": len(source), "shards": len(shards), "digest": digest}

@@ -124,13 +124,13 @@ def evaluate(outcomes: Outcomes) -> dict[str, float | None]:
 
   Returns:
     `acc1`, `acc3`, `acc5`: the fraction of examples whose class is among the first k;
-    None where there are no more than k classes. `mean_per_class_recall`: the fraction of
+    None where there are fewer than k classes. `mean_per_class_recall`: the fraction of
     each class's examples that are classified right, averaged over the classes that have
     examples.
   """
   return {
     **{
-      f"acc{k}": float(np.mean(outcomes.ranks <= k)) if k < outcomes.classes else None
+      f"acc{k}": float(np.mean(outcomes.ranks <= k)) if k <= outcomes.classes else None
       for k in ACCURACY_AT
     },
     "mean_per_class_recall": mean_per_class_recall(

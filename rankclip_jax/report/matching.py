@@ -86,6 +86,8 @@ def _data(run: Run, table: Table) -> Part:
   if not by_name:
     given = paths or source or "not in config.json"
     return Part("training data", "differs", f"{given}, not {table.data}")
+  if (subset := run.setting("data.subset")) not in (None, "0"):
+    return Part("training data", "differs", f"{subset} examples of {paths}, not all")
   text = f"{paths} is {table.data} by its name; whether all of it, is not known"
   return Part("training data", "unknown", text)
 

@@ -34,7 +34,7 @@ _DASHES = ("solid", "dashed", "dotted")
 _IMAGE_COLOUR, _IMAGE_MARKER = "#332288", "o"
 _TEXT_COLOUR, _TEXT_MARKER = "#ddaa33", "^"
 
-_INK = "#3c434d"
+INK = "#3c434d"
 _GRID = "#e6e8ec"
 _DPI = 200
 _COLOURS = 128
@@ -80,7 +80,7 @@ def curves(
   figure = Figure(figsize=(3.6, 2.0), dpi=_DPI)
   figure.subplots_adjust(**_CURVE_MARGINS)
   axes = figure.add_subplot()
-  _style(axes)
+  style(axes)
   axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(EngFormatter(sep=""))
   for order, (place, curve) in enumerate(by_run.items()):
@@ -95,7 +95,7 @@ def curves(
     marker = "." if len(values) < _MARKED_BELOW else None
     line(curve.steps, values, lw=width, marker=marker)
   _scale(axes, np.concatenate([c.values for c in by_run.values()]), log=log, cut=cut)
-  return _png(figure)
+  return png(figure)
 
 
 def _scale(axes: Axes, values: np.ndarray, *, log: bool, cut: bool) -> None:
@@ -108,7 +108,7 @@ def _scale(axes: Axes, values: np.ndarray, *, log: bool, cut: bool) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     return
   axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
-  axes.yaxis.get_offset_text().set(fontsize=7, color=_INK)
+  axes.yaxis.get_offset_text().set(fontsize=7, color=INK)
   if cut:
     top = float(np.quantile(values, CUT_QUANTILE)) if values.size else 0.0
     axes.set_ylim(0, 1.15 * top if top > 0 else 1)
@@ -151,7 +151,7 @@ def embedding_map(
   figure = Figure(figsize=(5.2, 4.4), dpi=_DPI * 0.8)
   figure.subplots_adjust(**_MAP_MARGINS)
   axes = figure.add_subplot()
-  _style(axes)
+  style(axes)
   joined = np.stack([images[pairs[:, 0]], texts[pairs[:, 1]]], axis=1)
   axes.plot(joined[..., 0].T, joined[..., 1].T, color="#9aa1ab", lw=0.5, alpha=0.6)
   for places, colour, marker, label in (
@@ -169,14 +169,14 @@ def embedding_map(
   if not any(labels):
     axes.tick_params(labelbottom=False, labelleft=False)
   # Above the axes: inside, they would hide points.
-  axes.set_title(gap, loc="right", fontsize=8, color=_INK, pad=5)
+  axes.set_title(gap, loc="right", fontsize=8, color=INK, pad=5)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-  return _png(figure)
+  return png(figure)
 
 
 def _join_centres(axes: Axes, first: np.ndarray, second: np.ndarray) -> None:
   """Rings and a line between them, which hide no points within, on a pale edge."""
-  for colour, width in (("white", 3.2), (_INK, 1.4)):
+  for colour, width in (("white", 3.2), (INK, 1.4)):
     shape = {"arrowstyle": "-", "shrinkA": 4.5, "shrinkB": 4.5, "lw": width}
     ends = tuple(first), tuple(second)
     axes.annotate("", *ends, arrowprops=shape | {"color": colour})
@@ -195,7 +195,7 @@ def robustness(
   figure = Figure(figsize=(3.6, 3.1), dpi=_DPI)
   figure.subplots_adjust(left=0.15, right=0.975, bottom=0.15, top=0.9)
   axes = figure.add_subplot()
-  _style(axes)
+  style(axes)
   inside = {
     name: np.clip(point, _LEAST_ACCURACY, 1 - _LEAST_ACCURACY)
     for name, point in (*printed.items(), *points.items())
@@ -204,7 +204,7 @@ def robustness(
   axes.plot([low, high], [low, high], color="#9aa1ab", lw=0.9, dashes=(4, 3))
   for name, marker in zip(printed, _PRINTED_MARKERS, strict=False):
     axes.plot(
-      *inside[name], marker, ms=5.5, mfc="none", mec=_INK, mew=0.9, ls="", label=name
+      *inside[name], marker, ms=5.5, mfc="none", mec=INK, mew=0.9, ls="", label=name
     )
   for place in points:
     axes.plot(*inside[place], "o", ms=7, color=run_colour(place), mec="white", mew=0.8)
@@ -220,7 +220,7 @@ def robustness(
       handletextpad=0.1,
       columnspacing=0.9,
     )
-  return _png(figure)
+  return png(figure)
 
 
 def _scale_by_odds(axes: Axes, fractions: np.ndarray) -> tuple[float, float]:
@@ -240,18 +240,18 @@ def _scale_by_odds(axes: Axes, fractions: np.ndarray) -> tuple[float, float]:
   return low, high
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
   """Quiet axes: a pale grid, no box, few ticks, steps as 5k."""
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(_GRID)
-  axes.tick_params(colors=_INK, labelsize=7.5, length=0)
+  axes.tick_params(colors=INK, labelsize=7.5, length=0)
   axes.grid(color=_GRID, lw=0.6)
   axes.set_axisbelow(True)
   for label in (axes.xaxis.label, axes.yaxis.label):
-    label.set_color(_INK)
+    label.set_color(INK)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -70,6 +70,12 @@ def test_names_of_the_evaluation(tmp_path):
   (sst,) = look("rendered_sst2", **where)
   assert (sst.state, sst.folder, sst.todo) == ("ready", str(folder), "")
   assert prepare.run(sst) == sst
+  # What TFDS would have to prepare is read from another layout too.
+  (stl,) = look("stl10", **where)
+  assert stl.state == "downloads"
+  (tmp_path / "folders" / "stl10" / "test").mkdir(parents=True)
+  (stl,) = look("stl10", **where)
+  assert (stl.state, stl.folder) == ("ready", str(tmp_path / "folders" / "stl10"))
   folder.rename(tmp_path / "folders" / "wds_renderedsst2")
   (sst,) = look("rendered_sst2", **where)
   assert sst.state == "damaged"

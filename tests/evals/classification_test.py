@@ -153,7 +153,7 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
   assert cut.classes == 7
 
 
-@pytest.mark.parametrize("classes", [4, 8])
+@pytest.mark.parametrize("classes", [4, 5, 8])
 def test_zero_shot_metrics_are_clip_benchmarks_own(classes, monkeypatch):
   torch = pytest.importorskip("torch", reason="requirements-peers.txt")
   pytest.importorskip("clip_benchmark", reason="requirements-peers.txt")

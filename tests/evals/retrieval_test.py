@@ -1,6 +1,8 @@
 """Retrieval ranks against a plain sort, known answers, and the inputs it refuses."""
 
+import itertools
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -193,3 +195,35 @@ def test_accepts_half_precision():
   assert retrieval.evaluate(
     image.astype(np.float16), text.astype(np.float16), np.arange(7)
   ) == retrieval.evaluate(image, text, np.arange(7))
+
+
+def test_recalls_are_clip_benchmarks_own():
+  torch = pytest.importorskip("torch", reason="requirements-peers.txt")
+  pytest.importorskip("clip_benchmark", reason="requirements-peers.txt")
+  from clip_benchmark.metrics import zeroshot_retrieval
+
+  rng = np.random.default_rng(0)
+  captions = rng.integers(1, 6, 37)
+  owner = np.repeat(np.arange(37), captions)
+  image = random_rows(rng, 37)
+  text = image[owner] + 0.35 * rng.standard_normal((len(owner), 32)).astype(np.float32)
+  text /= np.linalg.norm(text, axis=1, keepdims=True)
+  starts = np.concatenate([[0], np.cumsum(captions)])
+  places = [list(range(a, b)) for a, b in itertools.pairwise(starts)]
+  batches = [
+    (torch.from_numpy(image[rows]), [places[i] for i in rows])
+    for rows in (range(20), range(20, 37))
+  ]
+  theirs = zeroshot_retrieval.evaluate(
+    types.SimpleNamespace(encode_image=lambda x: x, encode_text=lambda x: x),
+    batches,
+    lambda rows: torch.from_numpy(text[rows]),
+    "cpu",
+    amp=False,
+    recall_k_list=[1, 5, 10],
+  )
+  ours = retrieval.evaluate(image, text, owner)
+  assert 0.2 < theirs["image_retrieval_recall@1"] < 0.95
+  assert len(theirs) == 6
+  for name, value in theirs.items():
+    assert ours[name] == pytest.approx(value, abs=1e-6), name

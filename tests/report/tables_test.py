@@ -133,6 +133,11 @@ def test_a_matched_run_differs_in_nothing_and_what_is_not_printed_is_not_known(
   [
     ({"data": {"source": "openmoji"}}, "training data", "openmoji, not CC3M"),
     ({"data": {"train": "/yfcc15m.csv"}}, "training data", "not CC3M"),
+    (
+      {"data": {"train": "cc3m.csv", "subset": 500_000}},
+      "training data",
+      "500000 examples of cc3m.csv",
+    ),
     ({"model": {"name": "tiny"}}, "architecture", "tiny, not ViT-B/32"),
     ({"model": {"name": "RN50"}}, "architecture", "RN50, not ViT-B/32"),
     (

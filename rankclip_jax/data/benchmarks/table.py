@@ -6,6 +6,7 @@ set) is named alike.
 
 import dataclasses
 import difflib
+import re
 from typing import Literal
 
 Task = Literal["classification", "retrieval"]
@@ -145,11 +146,11 @@ _SETS = (
   ),
   Benchmark(
     "renderedsst2", "Rendered SST-2", 1_821,
-    names="renderedsst2", templates="renderedsst2", aliases=("rendered_sst2",),
+    names="renderedsst2", templates="renderedsst2", aliases=("sst2",),
   ),
   Benchmark(
     "cars", "Stanford Cars", 8_041, "cars196",
-    names="cars", templates="cars", aliases=("vtab/cars",),
+    names="cars", templates="cars", aliases=("vtab/cars", "stanford_cars"),
   ),
   Benchmark("stl10", "STL-10", 8_000, "stl10", names="stl10", templates="stl10"),
   Benchmark(
@@ -184,7 +185,13 @@ def _aliases(benchmark: Benchmark) -> set[str]:
   return {name, short, f"wds/{name}", f"wds/{short}", *benchmark.aliases} | more
 
 
+def _plain(name: str) -> str:
+  """Without what people spell one way or the other: CIFAR10, cifar-10, cifar_10."""
+  return re.sub(r"[-_/ ]", "", name.lower())
+
+
 _BY_ALIAS = {alias: one for one in _SETS for alias in _aliases(one)}
+_BY_PLAIN = {_plain(alias): one for alias, one in _BY_ALIAS.items()}
 
 
 def find(name: str) -> Benchmark:
@@ -193,9 +200,10 @@ def find(name: str) -> Benchmark:
   Raises:
     ValueError: if it means none; says which names are nearest.
   """
-  if name in _BY_ALIAS:
-    return _BY_ALIAS[name]
-  close = difflib.get_close_matches(name, _BY_ALIAS, n=3)
+  plain = _plain(name)
+  if plain in _BY_PLAIN:
+    return _BY_PLAIN[plain]
+  close = difflib.get_close_matches(name.lower(), _BY_ALIAS, n=3)
   hint = (
     f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(BENCHMARKS)}"
   )

@@ -1,0 +1,18 @@
+# shellcheck shell=bash
+# Sourced by the jobs of this folder, which start where sbatch was called.
+
+[[ -x launch/run.sh ]] || {
+  printf 'Error: submit from the checkout: %s has no launch/run.sh.\n' "$PWD" >&2
+  exit 2
+}
+. launch/dry_run.sh
+
+# `step ARGUMENTS...`: srun, and the job again if it was stopped with its state saved.
+step() {
+  local code=0
+  run srun "$@" || code=$?
+  if ((code == 75)); then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
+}
