@@ -246,12 +246,13 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-  """Several processes: "auto" lets JAX recognise the cluster."""
+  """Several processes: "auto" lets JAX recognise the cluster, if there is one."""
 
   mode: Literal["off", "auto", "explicit"] = free("off")
   coordinator: str | None = free(None)  # host:port of process 0
   num_processes: int | None = free(None)
   process_id: int | None = free(None)
+  timeout_seconds: int = free(300)  # to wait for processes that have not come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +298,7 @@ class Config:
     _at_least(1, "eval.batch_size", self.eval.batch_size)
     _at_least(1, "eval.num_shards", self.eval.num_shards)
     _at_least(1, "eval.few_shot_seeds", self.eval.few_shot_seeds)
+    _at_least(1, "distributed.timeout_seconds", self.distributed.timeout_seconds)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
     low, high = self.data.crop_scale
     if not 0 < low <= high <= 1:
@@ -490,8 +492,8 @@ def contradictions(saved: Mapping[str, Any], config: Config) -> list[str]:
 
   A field that is younger than the checkpoint had its default's meaning before.
   """
-  now = dict(_leaves(dataclasses.asdict(config)))
-  then = dict(_leaves(dataclasses.asdict(Config()))) | dict(_leaves(saved))
+  now = dict(leaves(dataclasses.asdict(config)))
+  then = dict(leaves(dataclasses.asdict(Config()))) | dict(leaves(saved))
   return [
     f"{name}: the checkpoint has {then[name]!r}, the config {now[name]!r}"
     for name in _field_names(free=False)
@@ -499,10 +501,11 @@ def contradictions(saved: Mapping[str, Any], config: Config) -> list[str]:
   ]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Every setting of a config as a dict, by its dotted name."""
   for key, value in values.items():
     if isinstance(value, Mapping):
-      yield from _leaves(value, f"{prefix}{key}.")
+      yield from leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
 

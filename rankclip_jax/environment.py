@@ -26,9 +26,10 @@ def describe() -> dict[str, object]:
   }
 
 
-def note(workdir: pathlib.Path, config: str, *, resuming: bool) -> None:
+def note(workdir: pathlib.Path, config: str, num_steps: int, *, resuming: bool) -> None:
   """Writes `config.json` and `environment.json`, once a run: resuming keeps them."""
-  environment = json.dumps(describe(), indent=2) + "\n"
+  facts = {**describe(), "plan": {"num_steps": num_steps}}
+  environment = json.dumps(facts, indent=2) + "\n"
   for name, text in (("config.json", config), ("environment.json", environment)):
     path = workdir / name
     if not (resuming and path.exists()):

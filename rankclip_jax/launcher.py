@@ -9,9 +9,20 @@ import traceback
 import absl.logging
 import jax
 
-from rankclip_jax import attention, evaluate, export, report, search, suite, train
-from rankclip_jax.config import Config, DistributedConfig
+from rankclip_jax import (
+  attention,
+  evaluate,
+  export,
+  lock,
+  processes,
+  report,
+  search,
+  suite,
+  train,
+)
+from rankclip_jax.config import Config
 from rankclip_jax.evals import results
+from rankclip_jax.together import of_first
 
 # sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
 EXIT_STOPPED = 75
@@ -54,10 +65,12 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
   """
   try:
     return _run(cfg, workdir)
-  except ValueError:
-    # The user gets one line; whoever looks for a bug gets the rest.
+  except ValueError as error:
+    # The user gets one line; whoever looks for a bug gets the rest. Where another run is
+    # at home the file is not ours.
     with contextlib.suppress(OSError):
-      (workdir / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+      if not isinstance(error, lock.HeldError):
+        (workdir / _errors_file()).write_text(traceback.format_exc(), encoding="utf-8")
     raise
 
 
@@ -82,12 +95,12 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
       f'config.mode="{cfg.mode}" runs as one process; start it on one host, with '
       "--config.distributed.mode=off."
     )
-  _join_processes(cfg.distributed)
-  _make_writable(workdir)
+  processes.join(cfg)
+  processes.prepare(workdir)
   if cfg.mode in _TOOLS:
     print(_TOOLS[cfg.mode](cfg, workdir))
     return 0
-  if cfg.mode == "train" and not train.run(cfg, workdir):
+  if cfg.mode == "train" and not _train(cfg, workdir):
     return EXIT_STOPPED
   if cfg.mode == "eval" and cfg.eval.datasets:
     if not suite.run(cfg, workdir):
@@ -101,6 +114,19 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   return 0
 
 
+def _errors_file() -> str:
+  """Of this process; before the processes have joined, all have the same to say."""
+  index = jax.process_index() if jax.distributed.is_initialized() else 0
+  return f"error.{index}.log" if index else "error.log"
+
+
+def _train(cfg: Config, workdir: pathlib.Path) -> bool:
+  remedy = "wait for it, stop it, or choose another --workdir."
+  locked = lock.held(workdir / lock.TRAINING, f"Training in {workdir}", remedy)
+  with of_first(locked):
+    return train.run(cfg, workdir)
+
+
 def summary(workdir: pathlib.Path) -> str:
   """The numbers one asks for first, from the results on disk."""
   lines = []
@@ -111,26 +137,3 @@ def summary(workdir: pathlib.Path) -> str:
     if numbers:
       lines.append(f"{result['dataset']} {result['task']}: {numbers}")
   return "\n".join(lines)
-
-
-def _join_processes(settings: DistributedConfig) -> None:
-  if settings.mode == "auto":
-    jax.distributed.initialize()
-  elif settings.mode == "explicit":
-    jax.distributed.initialize(
-      settings.coordinator, settings.num_processes, settings.process_id
-    )
-
-
-def _make_writable(workdir: pathlib.Path) -> None:
-  """Makes the workdir and tries to write to it, before any time is spent."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    trial = workdir / f".writable.{jax.process_index()}"
-    trial.write_text("")
-    trial.unlink()
-  except OSError as error:
-    raise ValueError(
-      f"--workdir={workdir} cannot be written to ({error.strerror}); choose a folder of "
-      "yours."
-    ) from error

@@ -1,6 +1,7 @@
 """Several processes that fail together, so that none waits for one that has left."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -32,6 +33,15 @@ def together(work: Callable[[], _T]) -> _T:
   if error is not None:
     raise error
   return result  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def of_first(context: contextlib.AbstractContextManager) -> Iterator[None]:
+  """A context that process 0 enters and leaves; if entering fails, all fail."""
+  with contextlib.ExitStack() as stack:
+    enter = lambda: stack.enter_context(context) if jax.process_index() == 0 else None
+    together(enter)
+    yield
 
 
 def of_all(own: int) -> np.ndarray:

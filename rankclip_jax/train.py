@@ -152,7 +152,9 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       now = restored.state
     writer = None
     if jax.process_index() == 0:
-      environment.note(workdir, config.to_json(cfg), resuming=restored is not None)
+      environment.note(
+        workdir, config.to_json(cfg), p.num_steps, resuming=restored is not None
+      )
       writer = metrics.MetricsLog(workdir, step=int(now.step))
       stack.enter_context(contextlib.closing(writer))
       if int(now.step) < p.num_steps:

@@ -42,19 +42,22 @@ ALLOWED = {
   },
   "feed": {"data"},
   "together": set(),
+  "lock": set(),
+  "status": {"lock"},
+  "processes": {"config", "processes", "together"},
   "train": {
     "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
     "models", "plan", "progress", "start", "state", "step", "stopping", "together",
   },
   "stopping": {"together"},
   "suite": {
-    "checkpoint", "config", "data", "evals", "inference", "interop", "metrics", "probes",
-    "start", "stopping", "suite", "together",
+    "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
+    "probes", "start", "stopping", "suite", "together",
   },
   "studies": {"config", "evals", "report", "studies"},
   "launcher": {
-    "attention", "config", "evals", "evaluate", "export", "report", "search", "suite",
-    "train",
+    "attention", "config", "evals", "evaluate", "export", "lock", "processes", "report",
+    "search", "suite", "together", "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.
@@ -62,6 +65,8 @@ FORBIDDEN = {
   "data": {"jax", "flax", "optax", "orbax"},
   "evals": {"jax", "flax", "optax", "orbax"},
   "report": {"jax", "flax", "optax", "orbax"},
+  "lock": {"jax", "flax", "optax", "orbax"},
+  "status": {"jax", "flax", "optax", "orbax"},
   "studies": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},
   "probes": {"flax", "orbax", "ml_collections"},

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import jax
 
-from rankclip_jax import metrics
+from rankclip_jax import lock, metrics
 from rankclip_jax.config import Config
 from rankclip_jax.data.benchmarks import opening, prompts
 from rankclip_jax.data.benchmarks.items import NotPrepared
@@ -20,7 +20,6 @@ from rankclip_jax.suite import (
   checkpoints,
   features,
   jobs,
-  lock,
   notes,
   parts,
   probing,
@@ -29,7 +28,7 @@ from rankclip_jax.suite import (
 )
 from rankclip_jax.suite.checkpoints import Chosen
 from rankclip_jax.suite.tasks import Found, Setting
-from rankclip_jax.together import together
+from rankclip_jax.together import of_first, together
 
 FEATURES = "features"
 
@@ -113,16 +112,19 @@ def _locked(cfg: Config, workdir: pathlib.Path) -> Iterator[None]:
   def check_others() -> None:
     for path in sorted(folder.glob("*_of_*.json")):
       i, _, n = path.stem.partition("_of_")
-      if n != str(count):
-        remedy = f"wait for it or stop it, or give --config.eval.num_shards={n} here too."
-        lock.check_free(path, f"Job {i} of {n} on {workdir}", remedy)
+      if n != str(count) and lock.is_alive(path):
+        raise lock.HeldError(
+          f"Job {i} of {n} on {workdir} runs already {lock.owner(path)}; wait for it or "
+          f"stop it, or give --config.eval.num_shards={n} here too."
+        )
 
-  with lock.held(
+  own = lock.held(
     folder / f"{jobs.shard_of(cfg)}.json",
     f"Job {cfg.eval.shard} of {count} on {workdir}",
     "wait for it or stop it, or let both share the tasks by --config.eval.shard and "
     "--config.eval.num_shards.",
-  ):
+  )
+  with of_first(own):
     _alone(check_others)  # after its own, so that of two that begin one sees the other
     yield
 

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from rankclip_jax import inference, launcher, start, suite
+from rankclip_jax import inference, launcher, lock, start, suite
 from rankclip_jax.data.benchmarks import opening, prompts, table
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
 from rankclip_jax.models import sizes
@@ -306,3 +306,14 @@ def test_what_one_process_lacks_stops_all_of_them(cfg, tmp_path):
   outputs = processes(cfg, tmp_path / "run", 2, elsewhere)
   for said in outputs:
     assert "process 1 does not find it, and process 0 does" in said
+
+
+def test_jobs_of_one_workdir_take_one_lock_a_shard(cfg, tmp_path):
+  cfg = changed(cfg, datasets="stl10,flickr30k", num_shards=2)
+  with lock.held(tmp_path / "results" / "locks" / "0_of_2.json", "Another", "wait."):
+    with pytest.raises(ValueError, match=r"Job 0 of 2 on .* runs already .*eval.shard"):
+      suite.run(cfg, tmp_path)
+    assert suite.run(changed(cfg, shard=1), tmp_path)
+    with pytest.raises(ValueError, match=r"Job 0 of 2 on .*num_shards=2 here too"):
+      suite.run(changed(cfg, shard=0, num_shards=1), tmp_path)
+  assert suite.run(changed(cfg, shard=0, num_shards=1), tmp_path)

@@ -1,0 +1,89 @@
+"""The processes of a run: found, compared, joined, and shown."""
+
+import logging
+
+import jax
+from jax._src import hardware_utils
+
+from rankclip_jax.config import Config
+from rankclip_jax.processes import alike, cluster, gpus, roll_call, table
+from rankclip_jax.processes.cluster import Place
+from rankclip_jax.processes.workdir import prepare
+
+__all__ = ["join", "prepare"]
+
+log = logging.getLogger(__name__)
+
+
+def join(cfg: Config) -> None:
+  """Makes this process one of all that run this config; call before anything uses jax.
+
+  Raises:
+    ValueError: on every process, in one line, if they do not all come, were told other
+      numbers, are not alike, or leave accelerators idle or take them twice.
+  """
+  place = cluster.find(cfg.distributed)
+  if place is None or place.count == 1:
+    _alone(cfg, place)
+    return
+  facts = {
+    "same": alike.facts_of(cfg),
+    "gpus": [] if _is_cpu_wanted() else gpus.visible(),
+    "devices": place.devices,
+  }
+  roll_call.meet(
+    place.coordinator, place.count, place.index, facts, cfg.distributed.timeout_seconds,
+    lambda everyone: alike.problem_of(everyone) or gpus.problem_of(everyone),
+  )  # fmt: skip
+  try:
+    jax.distributed.initialize(
+      place.coordinator,
+      place.count,
+      place.index,
+      local_device_ids=place.devices,
+      cluster_detection_method="deactivate",
+      initialization_timeout=cfg.distributed.timeout_seconds,
+    )
+    jax.devices()
+  except RuntimeError as error:
+    raise ValueError(
+      f"Process {place.index} of {place.count} could not start JAX's runtime: "
+      f"{' '.join(str(error).split())[:500]}"
+    ) from error
+  _check_platform()
+  shown = table.of_all()
+  if jax.process_index() == 0:
+    log.info("By %s, coordinator %s: %s", place.cluster, place.coordinator, shown)
+
+
+def _alone(cfg: Config, place: Place | None) -> None:
+  if cfg.distributed.mode == "off":
+    if cfg.mode == "train":
+      cluster.check_alone()
+    return
+  if place is None:
+    log.info(
+      "No cluster was found (Cloud TPU, SLURM, Kubernetes, Open MPI): one process."
+    )
+  else:
+    log.info("By %s this is the only process; it takes all devices.", place.cluster)
+  _check_platform()
+
+
+def _check_platform() -> None:
+  """Refuses to compute on CPUs beside accelerators that were not ruled out."""
+  if jax.default_backend() != "cpu" or _is_cpu_wanted():
+    return
+  tpus, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+  if idle := [f"{tpus} TPU chips"] * bool(tpus) + ["GPUs"] * bool(gpus.visible()):
+    extra = "tpu" if tpus else "cuda12"
+    raise ValueError(
+      f"This host has {' and '.join(idle)}, but JAX sees only its CPU: pip install "
+      f"'jax[{extra}]' in this environment, or rule them out by the variable "
+      "JAX_PLATFORMS=cpu."
+    )
+
+
+def _is_cpu_wanted() -> bool:
+  # A setting of JAX's that type checkers do not know; JAX_PLATFORMS is its default.
+  return getattr(jax.config, "jax_platforms", None) == "cpu"
