@@ -190,7 +190,8 @@ def _plain(name: str) -> str:
   return re.sub(r"[-_/ ]", "", name.lower())
 
 
-_BY_ALIAS = {alias: one for one in _SETS for alias in _aliases(one)}
+# Sorted: sets of strings have another order in every process.
+_BY_ALIAS = {alias: one for one in _SETS for alias in sorted(_aliases(one))}
 _BY_PLAIN = {_plain(alias): one for alias, one in _BY_ALIAS.items()}
 
 
