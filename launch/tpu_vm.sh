@@ -37,6 +37,10 @@ case $action in install | run | follow | merge | resume)
 esac
 place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 mount=${MOUNT:-/shared}
+mounted="{ mountpoint -q $mount || sudo mount -t nfs ${nfs:-} $mount; }"
+# Also after a reboot; what ended as it should is left alone.
+started="$mounted && { [ \"\$(sudo docker inspect -f '{{.State.ExitCode}}' rankclip)\" = 0 ] \
+|| sudo docker start rankclip; }"
 tpus=(gcloud compute tpus)
 
 on_workers() { # NAME WORKER COMMAND
@@ -79,7 +83,9 @@ one() { # ACTION NAME FLAGS...
         return
       fi
       local state
-      while state=$(state_of "$name"); [[ $state != ACTIVE ]]; do
+      while true; do
+        state=$(state_of "$name") || refuse "$name is no queued resource in $ZONE."
+        [[ $state != ACTIVE ]] || break
         [[ ! $state =~ FAILED|SUSPEND ]] || refuse "$name is $state; queue it again: $0 resume."
         printf '%s is %s.\n' "$name" "$state"
         sleep 30
@@ -87,15 +93,15 @@ one() { # ACTION NAME FLAGS...
       ;;
     install)
       on_workers "$name" all "sudo apt-get install --yes nfs-common && sudo mkdir -p $mount \
-&& { mountpoint -q $mount || sudo mount -t nfs $nfs $mount; } \
+&& $mounted \
 && sudo gcloud auth configure-docker ${image%%/*} --quiet && sudo docker pull $image"
       ;;
     run)
       # The container of an earlier run goes, but not one that still runs: then the name is
-      # taken. Docker starts a process that failed again, three times; one that `stop`
-      # ended it leaves.
+      # taken. Docker starts a process that failed again, twenty times, later and later: the
+      # others end after JAX's 100 seconds without a sign of it. What `stop` ended it leaves.
       on_workers "$name" all "sudo docker rm rankclip 2>/dev/null; $(container \
-        --detach --name=rankclip --restart=on-failure:3 -- "$@")"
+        --detach --name=rankclip --restart=on-failure:20 -- "$@")"
       ;;
     status)
       # What `create` made is in no queue.
@@ -114,7 +120,7 @@ resume() { # NAME FLAGS...
   if [[ $DRY_RUN ]]; then
     shown "${tpus[@]}" queued-resources describe "$name" "${place[@]}" --format="value(state.state)"
     printf '# ACTIVE:\n'
-    on_workers "$name" all "sudo docker start rankclip"
+    on_workers "$name" all "$started"
     printf '# SUSPENDED or FAILED, the slice is lost:\n'
     state=SUSPENDED
   else
@@ -123,7 +129,7 @@ resume() { # NAME FLAGS...
   fi
   case $state in
     ACTIVE)
-      on_workers "$name" all "sudo docker start rankclip"
+      on_workers "$name" all "$started"
       return
       ;;
     SUSPENDED | FAILED)

@@ -19,11 +19,11 @@ from rankclip_jax import config as configs
 from rankclip_jax.config import Config
 from rankclip_jax.data import bars, decoding, openmoji_labels, pipeline, transforms
 from rankclip_jax.data.rows import check_captions
-from rankclip_jax.data.source import Example, Source
+from rankclip_jax.data.source import Example, Source, identity_of
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
 from rankclip_jax.models import sizes, two_tower
-from rankclip_jax.together import together
+from rankclip_jax.together import check_same, together
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,11 @@ class Evaluator:
 
     self._encode_image = encoder("encode_image")
     self._encode_text = encoder("encode_text")
+
+  @property
+  def digest(self) -> str:
+    """What processes that evaluate the same agree in, in hexadecimal."""
+    return str(identity_of(self._set.source)["digest"])
 
   @functools.cached_property
   def examples(self) -> Sequence[Example]:
@@ -331,6 +336,8 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
     image_size=size.image_size,
     batch_size=config.eval.batch_size,
   )
+  together(lambda: evaluator.examples)
+  check_same(evaluator.digest, "held-out data")
   evaluation = evaluator(params)
   if jax.process_index() == 0:
     save(evaluation, workdir, config, step)

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 import traceback
+from collections.abc import Sequence
 
 import absl.logging
 import jax
@@ -22,7 +23,7 @@ from rankclip_jax import (
 )
 from rankclip_jax.config import Config
 from rankclip_jax.evals import results
-from rankclip_jax.together import of_first
+from rankclip_jax.together import of_first, together
 
 # sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
 EXIT_STOPPED = 75
@@ -65,7 +66,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
   """
   try:
     return _run(cfg, workdir)
-  except ValueError as error:
+  except Exception as error:
     # The user gets one line; whoever looks for a bug gets the rest. Where another run is
     # at home the file is not ours.
     with contextlib.suppress(OSError):
@@ -107,11 +108,15 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
       return EXIT_STOPPED
   elif cfg.mode == "eval":
     evaluate.run(cfg, workdir)
+  together(lambda: _report(workdir, others))
+  return 0
+
+
+def _report(workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> None:
   if jax.process_index() == 0:
     page = report.build([workdir, *others], workdir / "report")
     print(summary(workdir))
     print(f"Report: {page}")
-  return 0
 
 
 def _errors_file() -> str:
@@ -123,7 +128,11 @@ def _errors_file() -> str:
 def _train(cfg: Config, workdir: pathlib.Path) -> bool:
   remedy = "wait for it, stop it, or choose another --workdir."
   locked = lock.held(workdir / lock.TRAINING, f"Training in {workdir}", remedy)
-  with of_first(locked):
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(of_first(locked))
+    except ValueError as error:  # on every process, of which the first alone was told
+      raise lock.HeldError(str(error)) from error
     return train.run(cfg, workdir)
 
 

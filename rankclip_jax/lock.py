@@ -39,6 +39,7 @@ class Owner:
   host: str
   pid: int
   since: str
+  boot: str = ""  # of the host's kernel, where it says
 
   def __str__(self) -> str:
     return f"on host {self.host} as process {self.pid} since {self.since}"
@@ -85,7 +86,8 @@ def owner(path: pathlib.Path) -> Owner | None:
   """Who took the lock last, unless it was given back or has only just been taken."""
   try:
     facts = json.loads(path.read_text(encoding="utf-8"))
-    return Owner(str(facts["host"]), int(facts["pid"]), str(facts["since"]))
+    boot = str(facts.get("boot", ""))
+    return Owner(str(facts["host"]), int(facts["pid"]), str(facts["since"]), boot)
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
@@ -112,15 +114,33 @@ def _taken(path: pathlib.Path, job: str, remedy: str) -> IO[str]:
     free = _is_free(path, before, locked=_flock(file, job))
   except BlockingIOError:
     free = False
+    # Servers of network file systems may keep the lock of a host that is gone.
+    if before and not _is_here(before) and not _shows_life(path, before):
+      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        path.replace(path.with_suffix(".stale"))  # and the lock with it
+      file.close()
+      return _taken(path, job, remedy)
   if not free:
     file.close()
     where = owner(path) or f"in another process, see {path}"
     raise HeldError(f"{job} runs already {where}; {remedy}")
   file.truncate(0)
   now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-  json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, file)
+  own = Owner(socket.gethostname(), os.getpid(), now, _boot())
+  json.dump(dataclasses.asdict(own), file)
   file.flush()
   return file
+
+
+def _boot() -> str:
+  with contextlib.suppress(OSError):
+    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+  return ""
+
+
+def _is_here(before: Owner) -> bool:
+  """Whether it is of this very kernel, whose locks end with their processes."""
+  return before.host == socket.gethostname() and before.boot == _boot()
 
 
 def _is_free(path: pathlib.Path, before: Owner | None, *, locked: bool) -> bool:

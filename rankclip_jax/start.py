@@ -4,6 +4,7 @@ A workdir of ours, an export, or a checkpoint of another tool: all become `Weigh
 """
 
 import dataclasses
+import hashlib
 import logging
 import math
 import os
@@ -61,6 +62,14 @@ def read(
 def path_of(given: str | os.PathLike) -> pathlib.Path:
   """A path as users write it: shells leave the ~ of --config.field=~/file alone."""
   return pathlib.Path(os.path.expanduser(given))
+
+
+def digest_of(weights: Weights) -> str:
+  """Of every number, in hexadecimal."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(weights.params):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
 
 
 def weights_of(cfg: Config) -> Weights | None:

@@ -130,7 +130,9 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     stack.enter_context(contextlib.closing(saved))
     # A run that goes on has its weights already, and asks only what model they are of.
     needed = not saved.steps() or cfg.model.name == "loaded"
-    weights = start.weights_of(cfg) if needed else None
+    weights = together(lambda: start.weights_of(cfg)) if needed else None
+    if weights and jax.process_count() > 1:
+      check_same(start.digest_of(weights), "init.weights")
     cache = workdir / plans.INDEX_DIRECTORY
     p = together(lambda: plans.make(cfg, weights.size if weights else None, cache))
     facts = together(lambda: plans.facts_of(cfg, p))
@@ -150,15 +152,20 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
         )
     else:
       now = restored.state
-    writer = None
-    if jax.process_index() == 0:
+
+    def begun() -> metrics.MetricsLog | None:
+      if jax.process_index() != 0:
+        return None
       environment.note(
         workdir, config.to_json(cfg), p.num_steps, resuming=restored is not None
       )
-      writer = metrics.MetricsLog(workdir, step=int(now.step))
-      stack.enter_context(contextlib.closing(writer))
       if int(now.step) < p.num_steps:
         checkpoint.unmark_complete(workdir)
+      return metrics.MetricsLog(workdir, step=int(now.step))
+
+    writer = together(begun)
+    if writer:
+      stack.enter_context(contextlib.closing(writer))
     so_far = restored.facts.get("examples") if restored else None
     return _loop(cfg, workdir, p, facts, so_far, now, saved, writer, stop)
 
@@ -179,6 +186,7 @@ def _loop(
   evaluator = together(lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY))
   # What is damaged is told now, not after an epoch.
   together(lambda: evaluator.examples)
+  check_same(evaluator.digest, "held-out data")
   step_fn = compile_step(p)
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))
@@ -236,6 +244,9 @@ def _loop(
         _show(progress, pending.read())
         if not fresh:
           saved.save(state, step, {**facts, "examples": allowance.so_far})
+        if stop.received:  # the signal may have ended processes that read
+          saved.wait()
+          return False
         raise
       rows = evaluate.global_batch(batch, p.mesh)
       replaced = rows.pop("replaced")

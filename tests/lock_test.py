@@ -85,6 +85,28 @@ def test_another_host_that_shows_life_keeps_its_lock(tmp_path):
   assert lock.owner(path).pid == 7  # pyright: ignore
 
 
+def test_a_lock_that_a_server_keeps_for_a_host_that_is_gone_does_not_block(tmp_path):
+  path = tmp_path / "lock.json"
+  left_by(path, "elsewhere", 1)
+  with path.open() as kept:
+    fcntl.flock(kept, fcntl.LOCK_EX)
+    with held(path):
+      assert lock.owner(path).host == socket.gethostname()  # pyright: ignore
+      with pytest.raises(lock.HeldError, match="runs already on host"):
+        held(path).__enter__()
+
+
+def test_a_lock_that_the_system_holds_for_another_host_that_lives_is_kept(tmp_path):
+  path = tmp_path / "lock.json"
+  left_by(path, "elsewhere", 7)
+  with path.open() as kept:
+    fcntl.flock(kept, fcntl.LOCK_EX)
+    threading.Timer(0.05, os.utime, [path]).start()
+    with pytest.raises(lock.HeldError, match="on host elsewhere as process 7"):
+      held(path).__enter__()
+  assert lock.owner(path).pid == 7  # pyright: ignore
+
+
 def test_a_holder_shows_life(tmp_path):
   path = tmp_path / "lock.json"
   with held(path):

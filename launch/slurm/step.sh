@@ -10,7 +10,8 @@
 # `step ARGUMENTS...`: srun, and the job again if it was stopped with its state saved.
 step() {
   local code=0
-  run srun "$@" || code=$?
+  # srun no longer inherits the job's number of CPUs (Slurm 22.05).
+  run srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" || code=$?
   if ((code == 75)); then
     scontrol requeue "$SLURM_JOB_ID"
   fi

@@ -1,19 +1,22 @@
-"""Ctrl-C, which reaches every process of a terminal, left to the one that decides."""
+"""Signals that reach all processes of a terminal, left to the one that decides."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+# Not SIGTERM, by which multiprocessing ends what it started.
+_OTHERS_DECIDE = {signal.SIGINT, signal.SIGUSR1}
+
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-  """Processes and threads that are started within never see Ctrl-C.
+  """Processes and threads that are started within never see Ctrl-C, nor SIGUSR1.
 
   They inherit the mask. This process may see it at any time: its other threads do.
   """
   resource_tracker.ensure_running()  # which would lift the mask when it starts
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _OTHERS_DECIDE)
   try:
     yield
   finally:

@@ -9,6 +9,7 @@ from rankclip_jax.config import Config
 from rankclip_jax.processes import alike, cluster, gpus, roll_call, table
 from rankclip_jax.processes.cluster import Place
 from rankclip_jax.processes.workdir import prepare
+from rankclip_jax.together import together
 
 __all__ = ["join", "prepare"]
 
@@ -50,7 +51,7 @@ def join(cfg: Config) -> None:
       f"Process {place.index} of {place.count} could not start JAX's runtime: "
       f"{' '.join(str(error).split())[:500]}"
     ) from error
-  _check_platform()
+  together(_check_platform)
   shown = table.of_all()
   if jax.process_index() == 0:
     log.info("By %s, coordinator %s: %s", place.cluster, place.coordinator, shown)

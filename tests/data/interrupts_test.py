@@ -7,6 +7,7 @@ from rankclip_jax.data import interrupts
 
 def work(sent):
   os.kill(os.getpid(), signal.SIGINT)
+  os.kill(os.getpid(), signal.SIGUSR1)
   sent.put("still here")
 
 
