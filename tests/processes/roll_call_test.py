@@ -115,13 +115,13 @@ def test_one_that_was_started_again_takes_its_own_place():
 def test_one_that_left_has_not_come():
   port = free_port()
   told = []
-  zero = threading.Thread(target=lambda: told.extend(meet((0, 2), port=port, timeout=2)))
+  zero = threading.Thread(target=lambda: told.extend(meet((0, 3), port=port, timeout=2)))
   zero.start()
   with contextlib.closing(knock(port)) as dead:
-    dead.sendall(json.dumps(["rankclip_jax", 1, 2, "host", 7, {}]).encode() + b"\n")
+    dead.sendall(json.dumps(["rankclip_jax", 1, 3, "host", 7, {}]).encode() + b"\n")
     dead.shutdown(socket.SHUT_WR)
   zero.join()
-  assert told[0].startswith("Process 1 of 2 did not come within 2 s")
+  assert told[0].startswith("Processes 1-2 of 3 did not come within 2 s")
 
 
 def test_a_port_that_is_taken_is_named():
