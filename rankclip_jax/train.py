@@ -121,6 +121,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     NonFiniteError: if the loss or its gradient stops being finite.
   """
   with StopSignal() as stop, contextlib.ExitStack() as stack:
+    weights = None
+    # A run that goes on has its weights already, and asks only what model they are of.
+    if not checkpoint.steps_of(workdir) or cfg.model.name == "loaded":
+      weights = together(lambda: start.weights_of(cfg))
     saved = checkpoint.Checkpoints(
       workdir,
       keep_last=cfg.checkpoint.keep_last,
@@ -128,9 +132,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       best_metric=config.best_metric(cfg),
     )
     stack.enter_context(contextlib.closing(saved))
-    # A run that goes on has its weights already, and asks only what model they are of.
-    needed = not saved.steps() or cfg.model.name == "loaded"
-    weights = together(lambda: start.weights_of(cfg)) if needed else None
+    if weights is None and not saved.steps():  # none of what there is can be read
+      weights = together(lambda: start.weights_of(cfg))
     if weights and jax.process_count() > 1:
       check_same(start.digest_of(weights), "init.weights")
     cache = workdir / plans.INDEX_DIRECTORY

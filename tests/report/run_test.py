@@ -75,7 +75,7 @@ def test_results_keep_undefined_values(make_workdir):
     ({"per_class": [0.5]}, "as per_class"),
     ({"acc1": 43.2}, "expected a fraction from 0 to 1 as acc1, got 43.2"),
     ({"image_retrieval_recall@5": -0.1}, "as image_retrieval_recall@5, got -0.1"),
-    ([0.5], "expected an object of metrics"),
+    ([0.5], "expected metrics by name, got"),
   ],
 )
 def test_metrics_that_are_none_are_refused(make_workdir, metrics, message):
