@@ -101,10 +101,14 @@ class Evaluator:
     self._encode_image = encoder("encode_image")
     self._encode_text = encoder("encode_text")
 
-  @property
-  def digest(self) -> str:
-    """What processes that evaluate the same agree in, in hexadecimal."""
-    return str(identity_of(self._set.source)["digest"])
+  def check(self) -> None:
+    """Looks at all `examples`, and whether all processes have the same.
+
+    Raises:
+      ValueError: on all of them, if one cannot be used or they differ.
+    """
+    together(lambda: self.examples)
+    check_same(str(identity_of(self._set.source)["digest"]), "held-out data")
 
   @functools.cached_property
   def examples(self) -> Sequence[Example]:
@@ -301,9 +305,8 @@ def save(
       extras={**r.extras, "objective": config.objective.name, "step": step},
     )
   path = results.embeddings_path(directory, configs.held_out_name(config))
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez_compressed(temporary, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
-  temporary.replace(path)
+  with results.replacing(path) as temporary, temporary.open("wb") as file:
+    np.savez_compressed(file, **evaluation.embeddings)  # pyright: ignore[reportArgumentType]
 
 
 def run(config: Config, workdir: pathlib.Path) -> Evaluation:
@@ -336,8 +339,7 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
     image_size=size.image_size,
     batch_size=config.eval.batch_size,
   )
-  together(lambda: evaluator.examples)
-  check_same(evaluator.digest, "held-out data")
+  evaluator.check()
   evaluation = evaluator(params)
   if jax.process_index() == 0:
     save(evaluation, workdir, config, step)

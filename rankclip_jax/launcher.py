@@ -23,7 +23,7 @@ from rankclip_jax import (
 )
 from rankclip_jax.config import Config
 from rankclip_jax.evals import results
-from rankclip_jax.together import of_first, together
+from rankclip_jax.together import by_first, of_first
 
 # sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
 EXIT_STOPPED = 75
@@ -108,15 +108,14 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
       return EXIT_STOPPED
   elif cfg.mode == "eval":
     evaluate.run(cfg, workdir)
-  together(lambda: _report(workdir, others))
+  by_first(lambda: _report(workdir, others))
   return 0
 
 
 def _report(workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> None:
-  if jax.process_index() == 0:
-    page = report.build([workdir, *others], workdir / "report")
-    print(summary(workdir))
-    print(f"Report: {page}")
+  page = report.build([workdir, *others], workdir / "report")
+  print(summary(workdir))
+  print(f"Report: {page}")
 
 
 def _errors_file() -> str:

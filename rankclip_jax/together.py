@@ -35,12 +35,16 @@ def together(work: Callable[[], _T]) -> _T:
   return result  # pyright: ignore[reportReturnType]
 
 
+def by_first(work: Callable[[], _T]) -> _T | None:
+  """Work of process 0, and there its result; if it fails there, all fail."""
+  return together(lambda: work() if jax.process_index() == 0 else None)
+
+
 @contextlib.contextmanager
 def of_first(context: contextlib.AbstractContextManager) -> Iterator[None]:
   """A context that process 0 enters and leaves; if entering fails, all fail."""
   with contextlib.ExitStack() as stack:
-    enter = lambda: stack.enter_context(context) if jax.process_index() == 0 else None
-    together(enter)
+    by_first(lambda: stack.enter_context(context))
     yield
 
 
@@ -51,19 +55,23 @@ def of_all(own: int) -> np.ndarray:
   return np.reshape(multihost_utils.process_allgather(np.array(own)), -1)
 
 
+def digests_of_all(digest: str) -> list[str]:
+  """The digest, in hexadecimal and equally long, of every process."""
+  if jax.process_count() == 1:
+    return [digest]
+  own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+  everyone = np.reshape(multihost_utils.process_allgather(own), (-1, len(own)))
+  return [each.tobytes().hex() for each in everyone]
+
+
 def check_same(digest: str, what: str) -> None:
   """Refuses to go on where processes differ in what `digest`, in hexadecimal, is of.
 
   Raises:
     ValueError: on all of them, naming the first that differs from process 0.
   """
-  if jax.process_count() == 1:
-    return
-  own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-  everyone = np.reshape(multihost_utils.process_allgather(own), (-1, len(own)))
-  differ = np.flatnonzero(np.any(everyone != everyone[:1], axis=1))
-  if differ.size:
+  first, *others = digests_of_all(digest)
+  if differ := [i for i, other in enumerate(others, 1) if other != first]:
     raise ValueError(
-      f"Process {int(differ[0])} has other {what} than process 0; give all of them the "
-      "same."
+      f"Process {differ[0]} has other {what} than process 0; give all of them the same."
     )

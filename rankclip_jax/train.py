@@ -30,7 +30,7 @@ from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.state import TrainState
 from rankclip_jax.step import compile_step
 from rankclip_jax.stopping import StopSignal
-from rankclip_jax.together import check_same, together
+from rankclip_jax.together import by_first, check_same, together
 
 # With several processes, how often they agree on whether to stop or to save by the clock.
 _STEPS_BETWEEN_AGREEMENTS = 10
@@ -156,9 +156,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     else:
       now = restored.state
 
-    def begun() -> metrics.MetricsLog | None:
-      if jax.process_index() != 0:
-        return None
+    def begun() -> metrics.MetricsLog:
       environment.note(
         workdir, config.to_json(cfg), p.num_steps, resuming=restored is not None
       )
@@ -166,7 +164,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
         checkpoint.unmark_complete(workdir)
       return metrics.MetricsLog(workdir, step=int(now.step))
 
-    writer = together(begun)
+    writer = by_first(begun)
     if writer:
       stack.enter_context(contextlib.closing(writer))
     so_far = restored.facts.get("examples") if restored else None
@@ -188,8 +186,7 @@ def _loop(
   main_process = jax.process_index() == 0
   evaluator = together(lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY))
   # What is damaged is told now, not after an epoch.
-  together(lambda: evaluator.examples)
-  check_same(evaluator.digest, "held-out data")
+  evaluator.check()
   step_fn = compile_step(p)
   bad = bad_examples_of(workdir)
   bad.lost(losses_of(p.source))

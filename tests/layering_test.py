@@ -32,7 +32,9 @@ ALLOWED = {
   },
   "inputs": set(),
   "inference": {"data", "inputs", "interop", "models", "sharding", "start"},
-  "search": {"config", "data", "inference", "interop", "search", "start"},
+  "search": {
+    "config", "data", "evals", "inference", "interop", "search", "start",
+  },
   "attention": {
     "attention", "config", "data", "inference", "interop", "models", "search", "start",
   },

@@ -1,10 +1,10 @@
 """Puts the sections together and writes the page."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from rankclip_jax.evals import results
 from rankclip_jax.report import (
   curves,
   made,
@@ -50,13 +50,9 @@ def build(workdirs: Sequence[Path], out_dir: Path) -> Path:
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   path = out_dir / "index.html"
-  unfinished = out_dir / f".index.html.{os.getpid()}"
-  try:
+  with results.replacing(path) as unfinished:
     # A caption may hold half a surrogate pair, which UTF-8 cannot write.
     unfinished.write_text(_page(runs), encoding="utf-8", errors="xmlcharrefreplace")
-    os.replace(unfinished, path)
-  finally:
-    unfinished.unlink(missing_ok=True)
   return path
 
 

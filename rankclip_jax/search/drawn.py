@@ -1,9 +1,10 @@
 """Where panels lie in a workdir, and how they get there whole."""
 
-import os
 import pathlib
 
 from PIL import Image
+
+from rankclip_jax.evals import results
 
 
 def folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -23,9 +24,5 @@ def folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 def save(picture: Image.Image, path: pathlib.Path) -> None:
   """Writes a PNG at once: a reader, such as the report, sees the old or the new one."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
+  with results.replacing(path) as temporary:
     picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from rankclip_jax.data import decoding
@@ -18,7 +17,7 @@ from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.evals import zero_shot
 from rankclip_jax.inference import Model
 from rankclip_jax.suite import arrays, parts
-from rankclip_jax.together import together
+from rankclip_jax.together import by_first, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _kept(
   if parts.everywhere(whole) and stored is not None:
     return stored
   made = make()
-  together(lambda: arrays.write(path, made) if jax.process_index() == 0 else None)
+  by_first(lambda: arrays.write(path, made))
   return made
 
 

@@ -5,9 +5,6 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
-
-import jax
 
 from rankclip_jax import lock, metrics
 from rankclip_jax.config import Config
@@ -28,7 +25,7 @@ from rankclip_jax.suite import (
 )
 from rankclip_jax.suite.checkpoints import Chosen
 from rankclip_jax.suite.tasks import Found, Setting
-from rankclip_jax.together import of_first, together
+from rankclip_jax.together import by_first, of_first, together
 
 FEATURES = "features"
 
@@ -44,8 +41,6 @@ _PREDICTING = ("zeroshot_classification", "zeroshot_retrieval", "linear_probe")
 _STOPPING = (
   "Stopping when this task is done; what is done is kept. Ctrl-C again stops at once."
 )
-
-_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -90,18 +85,13 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
   board = metrics.Board(workdir / metrics.BOARD / f"eval_{shard}")
   try:
     with StopSignal(_STOPPING) as stop, _locked(cfg, workdir), board:
-      diary = _alone(lambda: notes.Diary(workdir, shard, flags))
+      diary = by_first(lambda: notes.Diary(workdir, shard, flags))
       _all(cfg, workdir, stop, board, diary)
-      _alone(lambda: diary and diary.ends())
+      by_first(lambda: diary and diary.ends())
   except Stopped:
     log.warning("Stopped by a signal; the same command goes on.")
     return False
   return True
-
-
-def _alone(work: Callable[[], _T]) -> _T | None:
-  """Work of process 0, and there its result; if it fails there, all fail."""
-  return together(lambda: work() if jax.process_index() == 0 else None)
 
 
 @contextlib.contextmanager
@@ -125,7 +115,7 @@ def _locked(cfg: Config, workdir: pathlib.Path) -> Iterator[None]:
     "--config.eval.num_shards.",
   )
   with of_first(own):
-    _alone(check_others)  # after its own, so that of two that begin one sees the other
+    by_first(check_others)  # after its own, so that of two that begin one sees the other
     yield
 
 
@@ -146,7 +136,7 @@ def _all(
     weights = checkpoints.load(chosen, cfg, workdir)
     model = weights and Model(weights, batch_size=cfg.eval.batch_size)
     digest = features.of_model(model) if model else ""
-    _alone(lambda x=chosen.step, y=digest: diary and diary.meets(x, y))
+    by_first(lambda x=chosen.step, y=digest: diary and diary.meets(x, y))
     if model is None:
       continue
     log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
@@ -154,7 +144,7 @@ def _all(
     for dataset, task in todo:
       stop.check()
       told = _told(job, dataset, task)
-      _alone(lambda x=chosen.step, y=told: diary and diary.tells(x, y))
+      by_first(lambda x=chosen.step, y=told: diary and diary.tells(x, y))
 
 
 def _told(job: _Job, dataset: str, task: tasks.Name) -> notes.Done | notes.Skip:
@@ -207,7 +197,7 @@ def _measure(job: _Job, dataset: str, task: tasks.Name) -> str:
     log.info("%s of %s is done already.", task, dataset)
   else:
     found = _TASKS[task](job.setting, test)
-    _alone(lambda: _write(job, test, task, key, found, own))
+    by_first(lambda: _write(job, test, task, key, found, own))
     values = [(metric, x) for metric, x in found.metrics.items() if x is not None]
     shown = " ".join(f"{metric} {x:.4f}" for metric, x in values)
     log.info("%s of %s: %s", task, name, shown)
@@ -216,7 +206,7 @@ def _measure(job: _Job, dataset: str, task: tasks.Name) -> str:
     if job.chosen.newest and not done(main):
       written.publish(own, main, name, task)
 
-  _alone(publish)
+  by_first(publish)
   return key
 
 

@@ -36,16 +36,6 @@ def of_first(value: int) -> int:
   return int(of_all(value)[0])
 
 
-def digest_of_first(digest: str) -> str:
-  """The digest, in hexadecimal, that process 0 has."""
-  if jax.process_count() == 1:
-    return digest
-  own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-  return (
-    np.reshape(multihost_utils.process_allgather(own), (-1, len(own)))[0].tobytes().hex()
-  )
-
-
 def _most(count: int) -> int:
   """Rows of every process but the last ones."""
   return -(-count // jax.process_count())

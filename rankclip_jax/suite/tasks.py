@@ -14,9 +14,9 @@ from rankclip_jax.data.benchmarks.opening import Opened
 from rankclip_jax.data.benchmarks.table import Split
 from rankclip_jax.evals import classification, geometry, retrieval, zero_shot
 from rankclip_jax.inference import Model
-from rankclip_jax.suite import features, parts, predictions
+from rankclip_jax.suite import features, predictions
 from rankclip_jax.suite.features import Features
-from rankclip_jax.together import of_all, together
+from rankclip_jax.together import digests_of_all, of_all, together
 
 Name = Literal[
   "zeroshot_classification",
@@ -101,7 +101,7 @@ class Setting:
       )
     if isinstance(found, NotPrepared):
       raise found
-    identity = parts.digest_of_first(found.identity)
+    identity = digests_of_all(found.identity)[0]
     self.opened[name, split] = dataclasses.replace(found, identity=identity)
     return self.opened[name, split]
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rankclip_jax import report
-from rankclip_jax.report import page as page_module
 from rankclip_jax.report import panels, ranking
 
 RETRIEVAL = {
@@ -398,7 +397,7 @@ def test_page_is_replaced_whole_or_not_at_all(tmp_path, make_workdir, monkeypatc
   def fail(source, target):
     raise OSError("no space")
 
-  monkeypatch.setattr(page_module.os, "replace", fail)
+  monkeypatch.setattr(os, "replace", fail)
   with pytest.raises(OSError, match="no space"):
     report.build([make_workdir(config={"seed": 99})], path.parent)
   assert path.read_bytes() == before
