@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankclip_jax import checkpoint, config, metrics, plan, train
+from rankclip_jax import checkpoint, config, metrics, pending, plan, saving, train
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -25,8 +25,8 @@ def writer(tmp_path):
     yield log
 
 
-def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
-  p = train.Pending(tmp_path, writer, every_steps=1)
+def pending_numbers(tmp_path, writer, loss, grad_norm=1.0, step=3):
+  p = pending.Pending(tmp_path, writer, every_steps=1)
   p.push(
     step,
     {"train/loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)},
@@ -38,7 +38,7 @@ def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
 
 
 def test_numbers_are_written_once_when_read(tmp_path, writer):
-  p = pending(tmp_path, writer, 2.0)
+  p = pending_numbers(tmp_path, writer, 2.0)
   step, values = p.read() or (None, {})
   assert step == 3
   assert values["train/loss"] == 2.0
@@ -51,9 +51,9 @@ def test_numbers_are_written_once_when_read(tmp_path, writer):
 @pytest.mark.parametrize("loss, norm", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
 def test_what_is_not_finite_stops_the_run_with_the_examples(tmp_path, writer, loss, norm):
   with pytest.raises(
-    train.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\].*all 2 in"
+    pending.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\].*all 2 in"
   ):
-    pending(tmp_path, writer, loss, norm).read()
+    pending_numbers(tmp_path, writer, loss, norm).read()
   noted = json.loads((tmp_path / "nonfinite.0.json").read_text())
   assert noted["step"] == 3
   assert noted["example_ids"] == [5, 9]
@@ -65,7 +65,7 @@ def test_numbers_of_a_step_that_had_no_data_are_not_written(tmp_path, writer):
     assert values["train/loss"] == 2.0
     raise ValueError("no data")
 
-  p = train.Pending(tmp_path, writer, 1, check)
+  p = pending.Pending(tmp_path, writer, 1, check)
   p.push(3, {"train/loss": jnp.float32(2)}, ids=np.array([5]), batch_size=1, host={})
   with pytest.raises(ValueError, match="no data"):
     p.read()
@@ -94,7 +94,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
 
   monkeypatch.setattr(train, "compile_step", breaking)
   checkpoint.mark_complete(tmp_path, 2)  # by a shorter training
-  with pytest.raises(train.NonFiniteError, match="Step 3 gave"):
+  with pytest.raises(pending.NonFiniteError, match="Step 3 gave"):
     train.run(cfg, tmp_path)
   assert not checkpoint.is_complete(tmp_path)
   kept = sorted(
@@ -112,15 +112,15 @@ def test_an_update_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
   without_eps = lambda rate, **options: make(rate, **{**options, "eps": 0.0})
   monkeypatch.setattr(plan.optim, "optimizer", without_eps)
   every = config.CheckpointConfig(every_steps=1)
-  with pytest.raises(train.NonFiniteError, match="Step 1 gave .*update_norm"):
+  with pytest.raises(pending.NonFiniteError, match="Step 1 gave .*update_norm"):
     train.run(dataclasses.replace(TINY, checkpoint=every), tmp_path)
   assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 def test_save_clock(monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-  clock = train.SaveClock(every_steps=4, every_minutes=2.0)
+  monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+  clock = saving.SaveClock(every_steps=4, every_minutes=2.0)
   assert [s for s in range(1, 10) if clock.steps_are_up(s)] == [4, 8]
   now[0] += 119
   assert not clock.minutes_are_up()
@@ -128,7 +128,7 @@ def test_save_clock(monkeypatch):
   assert clock.minutes_are_up()
   clock.saved()
   assert not clock.minutes_are_up()
-  off = train.SaveClock(0, 0.0)
+  off = saving.SaveClock(0, 0.0)
   now[0] += 1e9
   assert not off.minutes_are_up()
   assert not off.steps_are_up(8)

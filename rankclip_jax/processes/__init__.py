@@ -5,13 +5,15 @@ import logging
 import jax
 from jax._src import hardware_utils
 
+from rankclip_jax import stopping
 from rankclip_jax.config import Config
 from rankclip_jax.processes import alike, cluster, gpus, roll_call, table
 from rankclip_jax.processes.cluster import Place
+from rankclip_jax.processes.loss import is_loss, leave
 from rankclip_jax.processes.workdir import prepare
 from rankclip_jax.together import together
 
-__all__ = ["join", "prepare"]
+__all__ = ["is_loss", "join", "leave", "prepare"]
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +39,17 @@ def join(cfg: Config) -> None:
     lambda everyone: alike.problem_of(everyone) or gpus.problem_of(everyone),
   )  # fmt: skip
   try:
-    jax.distributed.initialize(
-      place.coordinator,
-      place.count,
-      place.index,
-      local_device_ids=place.devices,
-      cluster_detection_method="deactivate",
-      initialization_timeout=cfg.distributed.timeout_seconds,
-    )
+    with stopping.keeping_handlers():
+      jax.distributed.initialize(
+        place.coordinator,
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=cfg.distributed.timeout_seconds,
+        heartbeat_timeout_seconds=cfg.distributed.heartbeat_seconds,
+        shutdown_timeout_seconds=cfg.distributed.heartbeat_seconds,
+      )
     jax.devices()
   except RuntimeError as error:
     raise ValueError(
