@@ -14,6 +14,7 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -370,6 +371,23 @@ def of_run(workdir: pathlib.Path) -> Checkpoints:
     plain.close()
     best = config.best_metric(config.from_config_dict(facts["config"]))
     return Checkpoints(workdir, read_only=True, best_metric=best)
+
+
+def hush() -> None:
+  """Keeps what is told in a line from being told in hundreds; for a program's start.
+
+  Orbax narrates every save, and logs every failure with its stack, from each thread; what
+  Tensorstore was still writing when one failed then finds asyncio's loop closed.
+  """
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  before = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
+
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import jax
 
 from rankclip_jax import (
   attention,
+  checkpoint,
   evaluate,
   export,
   lock,
@@ -79,7 +80,7 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
   absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   logging.getLogger("rankclip_jax").setLevel(logging.INFO)
-  absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
+  checkpoint.hush()
   compared = filter(None, map(str.strip, cfg.report.compare.split(",")))
   others = [pathlib.Path(workdir).expanduser() for workdir in compared]
   for other in others:

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 
 from rankclip_jax.checkpoint import Checkpoints
+from rankclip_jax.processes import is_loss
 from rankclip_jax.state import TrainState
 from rankclip_jax.together import of_all
 
@@ -59,7 +62,8 @@ class Saver:
 
   A full disk, an exhausted quota, a folder that may not be written to, or a host that is
   slower than `checkpoint.timeout_seconds`: whatever Orbax raises, the state is still in
-  the devices' memory, and the last good checkpoint is untouched.
+  the devices' memory, and the last good checkpoint is untouched. The loss of another
+  process is none of these, and is raised.
 
   Args:
     saved: of the workdir.
@@ -80,6 +84,7 @@ class Saver:
     self._saved, self._workdir, self.clock, self._say = saved, workdir, clock, say
     self._limit = 60.0 * retry_minutes
     self._failing: _Failing | None = None
+    self._told: float | None = None
     self._writing: int | None = None  # the step of what is written in the background
 
   @property
@@ -145,7 +150,7 @@ class Saver:
     last = "there is none" if good is None else f"the last good one is of step {good}"
     raise SaveError(
       f"No checkpoint could be written for {self._limit / 60:g} min "
-      f"(checkpoint.retry_minutes); {last}. {why} Make room or mend that, and run the "
+      f"(checkpoint.retry_minutes); {last}. The reason: {why}. Mend that, and run the "
       "same command again."
     )
 
@@ -160,21 +165,24 @@ class Saver:
       self._failed(step, error)
       return
     if self._failing:
-      self._say(f"Checkpoints can be written again: step {step} is saved.")
-    self._failing = None
+      self._say(f"Checkpoints can be written again: that of step {step} is complete.")
+    self._failing = self._told = None
 
   def _failed(self, step: int, error: Exception) -> None:
-    with contextlib.suppress(OSError):  # what follows is not worth to stop for
-      self._saved.clean_up_after_failure()
-    why, now = _in_a_line(error), time.monotonic()
+    if is_loss(error):
+      raise error
+    self._saved.clean_up_after_failure()
+    why, now = reason(error), time.monotonic()
     since = self._failing.since if self._failing else now
     self._failing = _Failing(since, now, why)
-    good = max(self._saved.steps(), default=None)
-    last = "none was written yet" if good is None else f"the last is of step {good}"
-    self._say(
-      f"The checkpoint of step {step} could not be written ({last}): {why} Training goes "
-      f"on, and tries again in {RETRY_SECONDS:.0f} s."
-    )
+    if self._told is None or now - self._told >= RETRY_SECONDS:
+      self._told = now
+      good = max(self._saved.steps(), default=None)
+      last = "none was written yet" if good is None else f"the last is of step {good}"
+      self._say(
+        f"The checkpoint of step {step} could not be written ({last}): {why}. It is "
+        f"tried again every {RETRY_SECONDS:.0f} s, for {self._limit / 60:g} min at most."
+      )
     noted = {"time": round(time.time(), 3), "step": step, "error": why}
     line = json.dumps(noted | {"process": jax.process_index()}) + "\n"
     path = self._workdir / FILE
@@ -182,9 +190,11 @@ class Saver:
       file.write(line)  # where the disk is not full
 
 
-def _in_a_line(error: Exception) -> str:
-  """Tensorstore's errors end with what the system said; the way there is long."""
-  words = " ".join(str(error).split())
-  if len(words) > 300:
-    words = f"{words[:120]} ... {words[-170:]}"
-  return f"{type(error).__name__}: {words}."
+def reason(error: Exception) -> str:
+  """What went wrong, in a line; what the system said, where Orbax's libraries tell it."""
+  text = " ".join(str(error).split())
+  if told := re.search(r"os_error_code='(\d+)'", text):
+    return os.strerror(int(told[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f"{type(error).__name__}: {text[:300]}"

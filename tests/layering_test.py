@@ -47,7 +47,7 @@ ALLOWED = {
   "wishes": set(),
   "watchdog": set(),
   "pending": {"metrics"},
-  "saving": {"checkpoint", "state", "together"},
+  "saving": {"checkpoint", "processes", "state", "together"},
   "lock": set(),
   "status": {"lock"},
   "processes": {"config", "processes", "stopping", "together"},
@@ -63,8 +63,8 @@ ALLOWED = {
   },
   "studies": {"config", "evals", "report", "studies"},
   "launcher": {
-    "attention", "config", "evals", "evaluate", "export", "lock", "processes", "report",
-    "search", "stopping", "suite", "together", "train",
+    "attention", "checkpoint", "config", "evals", "evaluate", "export", "lock",
+    "processes", "report", "search", "stopping", "suite", "together", "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.

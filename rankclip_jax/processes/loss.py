@@ -17,7 +17,6 @@ import jax
 _SIGNS = re.compile(
   r"Gloo .* failed|gloo/transport|NCCL operation .* failed|ncclRemoteError"
   r"|coordination service|heartbeat|Connection (closed|reset) by peer|Socket closed"
-  r"|Barrier (timed out|failed)"
 )
 
 log = logging.getLogger(__name__)
