@@ -191,10 +191,15 @@ class Saver:
 
 
 def reason(error: Exception) -> str:
-  """What went wrong, in a line; what the system said, where Orbax's libraries tell it."""
-  text = " ".join(str(error).split())
-  if told := re.search(r"os_error_code='(\d+)'", text):
-    return os.strerror(int(told[1]))
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return f"{type(error).__name__}: {text[:300]}"
+  """What went wrong, in a line; what the system said, where Orbax's libraries tell it.
+
+  What a process met first may be hidden by what came of it: the others did not wait.
+  """
+  met: BaseException | None = error
+  while met:
+    if told := re.search(r"os_error_code='(\d+)'", str(met)):
+      return os.strerror(int(told[1]))
+    if isinstance(met, OSError) and met.strerror:
+      return met.strerror
+    met = met.__cause__ or met.__context__
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

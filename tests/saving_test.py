@@ -156,3 +156,6 @@ def test_reasons_are_what_the_system_said():
   assert saving.reason(long) == "No space left on device"
   assert saving.reason(PermissionError(13, "Permission denied")) == "Permission denied"
   assert saving.reason(TimeoutError("a\nb")) == "TimeoutError: a b"
+  late = RuntimeError("the others did not wait")
+  late.__context__ = long
+  assert saving.reason(late) == "No space left on device"
