@@ -75,7 +75,8 @@ class Checkpoints:
         parts of a checkpoint, before that has failed.
 
     Raises:
-      ValueError: if processes see different checkpoints, or, to read only, damaged ones.
+      ValueError: if nothing can be written, or processes see different checkpoints, or,
+        to read only, damaged ones.
     """
     self._workdir = workdir
     rate = lambda metrics: metrics[best_metric]
@@ -90,8 +91,11 @@ class Checkpoints:
         )
       )
     self._best_metric = best_metric
-    look = lambda: self._set_aside_unreadable_scores(read_only)
-    look() if read_only else by_first(look)  # whoever only reads waits for nobody
+    if read_only:  # and waits for nobody
+      self._set_aside_unreadable_scores(read_only)
+    else:
+      by_first(self._try_to_write)
+      by_first(lambda: self._set_aside_unreadable_scores(read_only))
     self._manager = ocp.CheckpointManager(
       (workdir / DIRECTORY).absolute(),
       item_names=("params", "optimizer", "progress", "facts"),
@@ -284,6 +288,22 @@ class Checkpoints:
     by_first(lambda: self._set_aside(step, why))
     self._manager.reload()
     return None
+
+  def _try_to_write(self) -> None:
+    """Finds out before Orbax does, whose processes would wait for each other."""
+    folder = self._workdir / DIRECTORY
+    trial = folder / ".trial"
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      trial.write_bytes(bytes(2**16))  # a full disk takes empty files
+      trial.unlink()
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        trial.unlink(missing_ok=True)
+      raise ValueError(
+        f"No checkpoint can be written to {folder}: {error.strerror}. Make room or mend "
+        "that, or choose another --workdir."
+      ) from error
 
   def _set_aside_unreadable_scores(self, read_only: bool) -> None:
     """Orbax reads all scores when it opens a folder, and one torn file would stop it."""

@@ -46,8 +46,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
   """
   with contextlib.ExitStack() as stack:
     weights = None
-    # A run that goes on has its weights already, and asks only what model they are of.
     fresh = not of_all(bool(checkpoint.steps_of(workdir))).any()
+    if fresh:
+      by_first(lambda: check_begun(cfg, workdir))
+    # A run that goes on has its weights already, and asks only what model they are of.
     if fresh or cfg.model.name == "loaded":
       weights = together(lambda: start.weights_of(cfg))
     saved = checkpoint.Checkpoints(
@@ -95,6 +97,22 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       stack.enter_context(contextlib.closing(writer))
     then = restored.facts if restored else {}
     return _loop(cfg, workdir, p, facts, then, now, saved, writer)
+
+
+def check_begun(cfg: Config, workdir: pathlib.Path) -> None:
+  """Refuses a workdir in which a run of another config began, and saved nothing yet.
+
+  Raises:
+    ValueError: naming every field that differs.
+  """
+  begun = environment.noted_config(workdir)
+  if begun and (wrong := config.contradictions(begun, cfg)):
+    raise ValueError(
+      f"In {workdir} a run of another config has begun, of which there is no checkpoint "
+      "(config.json):\n  "
+      + "\n  ".join(wrong).replace("the checkpoint has", "it has")
+      + "\nGive the same values, or use another --workdir, or remove this one."
+    )
 
 
 def _close(saved: checkpoint.Checkpoints) -> None:

@@ -155,3 +155,14 @@ def test_save_clock(monkeypatch):
 def test_what_does_not_fit_is_refused_before_training(changes, message):
   with pytest.raises(ValueError, match=message):
     plan.make(dataclasses.replace(TINY, **changes))
+
+
+def test_a_workdir_in_which_another_run_has_begun_is_left_as_it_is(tmp_path):
+  other = dataclasses.replace(TINY, seed=7)
+  (tmp_path / "config.json").write_text(config.to_json(other))
+  with pytest.raises(ValueError, match=r"has begun.*\n  seed: it has 7, the config 0\n"):
+    train.run(TINY, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+  train.check_begun(other, tmp_path)
+  (tmp_path / "config.json").write_text('{"seed": 7, "da')  # torn: it says nothing
+  train.check_begun(TINY, tmp_path)

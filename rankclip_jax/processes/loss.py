@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 def is_loss(error: BaseException) -> bool:
   """Whether this is what is seen of another process that is gone."""
-  return jax.process_count() > 1 and bool(_SIGNS.search(str(error)))
+  several = jax.distributed.is_initialized() and jax.process_count() > 1
+  return several and bool(_SIGNS.search(str(error)))
 
 
 def leave(error: BaseException, code: int) -> NoReturn:
