@@ -231,3 +231,17 @@ def test_where_nothing_can_be_written_is_found_out_at_once(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="Not a directory"):
     checkpoint.Checkpoints(tmp_path / "file")
+
+
+def test_processes_wait_until_they_see_the_same(tmp_path, monkeypatch):
+  """Another process's view, which network file systems may show late."""
+  checkpoint.Checkpoints(tmp_path).close()
+  views = [["a", "b"], ["a", "b"], ["b", "b"]]
+  monkeypatch.setattr(checkpoint, "digests_of_all", lambda digest: views.pop(0))
+  monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+  checkpoint.Checkpoints(tmp_path).close()
+  assert not views
+  monkeypatch.setattr(checkpoint, "digests_of_all", lambda digest: ["a", "b"])
+  monkeypatch.setattr(checkpoint, "_SECONDS_TO_APPEAR", 0.05)
+  with pytest.raises(ValueError, match="Processes see different checkpoints"):
+    checkpoint.Checkpoints(tmp_path)

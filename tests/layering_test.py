@@ -51,10 +51,14 @@ ALLOWED = {
   "lock": set(),
   "status": {"lock"},
   "processes": {"config", "processes", "stopping", "together"},
+  "loop": {
+    "checkpoint", "config", "data", "evaluate", "feed", "metrics", "models", "pending",
+    "plan", "progress", "saving", "state", "step", "stopping", "together", "watchdog",
+    "wishes",
+  },
   "train": {
-    "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
-    "models", "pending", "plan", "progress", "saving", "start", "state", "step",
-    "stopping", "together", "watchdog", "wishes",
+    "checkpoint", "config", "environment", "loop", "metrics", "plan", "start", "state",
+    "together",
   },
   "stopping": set(),
   "suite": {

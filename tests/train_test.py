@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankclip_jax import checkpoint, config, metrics, pending, plan, saving, train
+from rankclip_jax import checkpoint, config, loop, metrics, pending, plan, saving, train
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -79,7 +79,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
     checkpoint=config.CheckpointConfig(every_steps=1, keep_last=99),
     eval=config.EvalConfig(every_epochs=0),
   )
-  compile_step = train.compile_step
+  compile_step = loop.compile_step
 
   def breaking(p):
     step = compile_step(p)
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
 
     return wrapped
 
-  monkeypatch.setattr(train, "compile_step", breaking)
+  monkeypatch.setattr(loop, "compile_step", breaking)
   checkpoint.mark_complete(tmp_path, 2)  # by a shorter training
   with pytest.raises(pending.NonFiniteError, match="Step 3 gave"):
     train.run(cfg, tmp_path)
@@ -166,3 +166,44 @@ def test_a_workdir_in_which_another_run_has_begun_is_left_as_it_is(tmp_path):
   train.check_begun(other, tmp_path)
   (tmp_path / "config.json").write_text('{"seed": 7, "da')  # torn: it says nothing
   train.check_begun(TINY, tmp_path)
+
+
+def test_a_stop_at_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path, monkeypatch):
+  cfg = dataclasses.replace(
+    TINY,
+    data=config.DataConfig(batch_size=64, subset=128, holdout=64),
+    optim=config.OptimConfig(epochs=3),
+    eval=config.EvalConfig(every_epochs=1),
+  )
+
+  def evaluations(workdir):
+    lines = map(json.loads, (workdir / metrics.FILE).read_text().splitlines())
+    name = "eval/openmoji/geometry/alignment"
+    return {x["step"]: x[name] for x in lines if name in x}
+
+  assert train.run(cfg, tmp_path / "undisturbed")
+  expected = evaluations(tmp_path / "undisturbed")
+  assert expected.keys() == {2, 4, 6}
+
+  workdir = tmp_path / "stopped"
+  workdir.mkdir()
+
+  class AfterStep1(loop.StopSignal):
+    received = property(lambda self: (workdir / metrics.FILE).read_text() != "")
+
+    def __init__(self):
+      pass
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "StopSignal", AfterStep1)
+    assert not train.run(cfg, workdir)
+  assert checkpoint.steps_of(workdir) == [2]
+  assert not evaluations(workdir)
+  assert train.run(cfg, workdir)
+  assert evaluations(workdir) == expected
