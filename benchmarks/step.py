@@ -30,78 +30,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures  # noqa: E402
 from rankclip_jax import config, environment, plan, sharding, state, step  # noqa: E402
-from rankclip_jax.models import sizes  # noqa: E402
+from rankclip_jax.models import flops, sizes  # noqa: E402
 
 GIB = 2**30
 BASELINE = "clip"
 SETTINGS = ("dtype", "remat", "micro_batches", "fsdp")
-# Dense bfloat16 FLOP/s of one device, by the start of JAX's `device_kind`; the first that
-# fits counts. From the vendors' data sheets.
-PEAK_FLOPS = {
-  "NVIDIA H200": 989e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA A100": 312e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,  # v5p
-  "TPU v6": 918e12,  # v6e
-}
-
-
-def tower_flops(tokens: int, width: int, depth: int) -> int:
-  """Forward FLOPs of a transformer for one example; a multiply-add is two.
-
-  For every token and layer: 6 W^2 in attention's three input projections, 2 W^2 in its
-  output's, 16 W^2 in the MLP of width 4 W, and 2 L W each for the scores and for the
-  weighted sum of values over L tokens. A causal mask saves nothing here, as is usual in
-  such counts; norms, activations and softmax are not counted.
-  """
-  return depth * tokens * (24 * width**2 + 4 * tokens * width)
-
-
-def image_flops(size: sizes.TwoTowerSize) -> int:
-  """Model FLOPs of training on one image and its caption: three times a forward pass.
-
-  The towers, the patch embedding and the two projections; a backward pass counts as two
-  forward ones, rematerialised work and the loss do not count.
-  """
-  text = size.text
-  forward = tower_flops(text.context_length, text.width, text.depth)
-  forward += 2 * text.width * size.embed_dim
-  forward += vision_flops(size)
-  return 3 * forward
-
-
-def vision_flops(size: sizes.TwoTowerSize) -> int:
-  """Forward FLOPs of the image tower and its projection for one picture."""
-  vision = size.vision
-  if isinstance(vision, sizes.ViTSize):
-    patches = vision.grid**2
-    flops = tower_flops(patches + 1, vision.width, vision.depth)
-    return flops + 2 * vision.width * (
-      patches * 3 * vision.patch_size**2 + size.embed_dim
-    )
-  width = vision.width
-  half = (vision.image_size // 2) ** 2  # positions of the stem
-  multiplies = half * 9 * (3 * width // 2 + width**2 // 4 + width**2 // 2)
-  channels, positions = width, half // 4
-  for i, blocks in enumerate(vision.blocks):
-    narrow, wide = width * 2**i, 4 * width * 2**i
-    after = positions // (4 if i else 1)
-    multiplies += positions * (channels * narrow + 9 * narrow**2)
-    multiplies += after * (narrow * wide + channels * wide)
-    multiplies += (blocks - 1) * after * (2 * wide * narrow + 9 * narrow**2)
-    channels, positions = wide, after
-  keys = positions + 1  # of the attention that pools, which has one query
-  multiplies += channels * (channels * (2 * keys + 1) + 2 * keys + size.embed_dim)
-  return 2 * multiplies
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """bfloat16 FLOP/s of one device of this kind, if it is in the table."""
-  known = (v for k, v in PEAK_FLOPS.items() if device_kind.startswith(k))
-  return next(known, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +90,11 @@ class Runner:
     self._step = compiled = jitted.lower(self._state, self._batch).compile()
     self._take()
     first = time.perf_counter() - began
-    flops = float(batch * image_flops(p.size))
-    self.row = Row(model, batch, objective, first, [], flops, _planned(compiled), None)
+    work = float(batch * flops.training_flops(p.size))
+    self.row = Row(model, batch, objective, first, [], work, _planned(compiled), None)
     self._peak = None
     if args.dtype == "bfloat16":
-      peak = peak_flops(jax.devices()[0].device_kind)
+      peak = flops.peak_flops(jax.devices()[0].device_kind)
       self._peak = peak and peak * jax.device_count()
 
   def run(self) -> None:

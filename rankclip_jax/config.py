@@ -198,6 +198,15 @@ class LogConfig:
   every_steps: int = free(1)  # how often metrics are written
   # Without the end of a step, after which it is noted where all threads stand; 0 is off.
   watchdog_minutes: float = free(10.0)
+  wandb: str = free("")  # a project of Weights & Biases, to mirror metrics to; "" is none
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+  """Captures of XLA's profiler, in the workdir; SIGUSR2 asks for one more."""
+
+  steps: tuple[int, ...] = free(())  # after which one begins
+  num_steps: int = free(3)  # that each lasts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +288,7 @@ class Config:
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
   log: LogConfig = LogConfig()
+  profile: ProfileConfig = ProfileConfig()
   report: ReportConfig = ReportConfig()
   embed: EmbedConfig = EmbedConfig()
   search: SearchConfig = SearchConfig()
@@ -301,6 +311,7 @@ class Config:
     _at_least(1, "optim.epochs", self.optim.epochs)
     _at_least(1, "optim.micro_batches", self.optim.micro_batches)
     _at_least(1, "log.every_steps", self.log.every_steps)
+    _at_least(1, "profile.num_steps", self.profile.num_steps)
     _at_least(1, "eval.batch_size", self.eval.batch_size)
     _at_least(1, "eval.num_shards", self.eval.num_shards)
     _at_least(1, "eval.few_shot_seeds", self.eval.few_shot_seeds)

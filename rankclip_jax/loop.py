@@ -14,18 +14,20 @@ import jax
 
 from rankclip_jax import checkpoint, config, evaluate, metrics
 from rankclip_jax import plan as plans
+from rankclip_jax.compiling import CompiledStep, compile_ahead
 from rankclip_jax.config import Config
 from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
 from rankclip_jax.data.source import losses_of
 from rankclip_jax.feed import Feed, counts
 from rankclip_jax.models import two_tower
 from rankclip_jax.pending import Pending
+from rankclip_jax.profiling import DIRECTORY, Captures
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.saving import SaveClock, Saver
 from rankclip_jax.state import TrainState
-from rankclip_jax.step import compile_step
 from rankclip_jax.stopping import StopSignal
 from rankclip_jax.together import together
+from rankclip_jax.utilisation import rates_of
 from rankclip_jax.watchdog import Watchdog
 from rankclip_jax.wishes import Wish, Wishes
 
@@ -93,7 +95,6 @@ class Loop:
     )
     # What is damaged is told now, not after an epoch.
     self._evaluator.check()
-    self._step_fn = compile_step(p)
     self._bad = bad_examples_of(workdir)
     self._bad.lost(losses_of(p.source))
     together(lambda: check_lost(p.source, cfg.data.max_bad_fraction))
@@ -118,11 +119,15 @@ class Loop:
       num_threads=cfg.data.num_threads,
       num_workers=cfg.data.num_workers,
     )
-    self._pending = Pending(workdir, writer, cfg.log.every_steps, self._feed.check)
+    rates = rates_of(p.size, cfg.data.batch_size, cfg.optim.frozen)
+    self._pending = Pending(workdir, writer, cfg.log.every_steps, rates, self._feed.check)
+    profile = cfg.profile
+    self._captures = Captures(workdir / DIRECTORY, profile.steps, profile.num_steps, say)
+    self._step: CompiledStep | None = None
 
   def run(self, state: TrainState) -> bool:
     """Whether training is finished; see `train.run`."""
-    with self._stop, self._progress, self._watchdog:
+    with self._stop, self._progress, self._watchdog, self._captures:
       self._begin()
       for step in range(self._first, self._plan.num_steps + 1):
         due = self._due(step)
@@ -141,7 +146,9 @@ class Loop:
             f"Stopped by a signal at step {step}; the same command goes on."
           )
           return False
+        host = {} if self._step else self._compile()
         self._watchdog.doing(f"step {step + 1}")
+        self._captures.between(step, state.step)
         try:
           batch, ids, waited = self._feed.next()
         except Exception:  # of this process alone; several fail as `Feed` says
@@ -149,14 +156,13 @@ class Loop:
           if self._stop.received:  # the signal may have ended processes that read
             return False
           raise
-        state, numbers = self._take(state, batch)
+        state, numbers = self._take(state, batch, step)
         self._read()
         self._pending.push(
           step + 1,
           numbers,
           ids=ids,
-          batch_size=self._cfg.data.batch_size,
-          host={"data_wait_seconds": waited},
+          host={**host, "data_wait_seconds": waited},
         )
       if summary := self._bad.summary():
         self._progress.say(summary)
@@ -232,12 +238,26 @@ class Loop:
     """What is stored with the arrays."""
     return {**self._facts, "examples": self._allowance.so_far, "evaluated": evaluated}
 
-  def _take(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Any]:
+  def _compile(self) -> dict[str, float]:
+    """Has the step ready; what that took is a metric of the first one."""
+    self._watchdog.doing("compiling the step")
+    self._step = compile_ahead(self._plan, plans.batch_shapes(self._cfg, self._plan))
+    self._progress.say(str(self._step))
+    self._pending.restart_clock()
+    return {"compile_seconds": self._step.seconds}
+
+  def _take(
+    self, state: TrainState, batch: Mapping[str, Any], step: int
+  ) -> tuple[TrainState, Any]:
     """A step, of which nothing is waited for."""
     rows = evaluate.global_batch(batch, self._plan.mesh)
     told = {name: rows.pop(name) for name in ("replaced", "wishes")}
-    with jax.transfer_guard("disallow"):  # nothing else may cross unseen
-      state, numbers = self._step_fn(state, rows)
+    assert self._step
+    with (
+      jax.profiler.StepTraceAnnotation("train", step_num=step + 1),
+      jax.transfer_guard("disallow"),  # nothing else may cross unseen
+    ):
+      state, numbers = self._step.call(state, rows)
       numbers = {**numbers, **counts(**told)}
     self._feed.given(numbers)
     return state, numbers

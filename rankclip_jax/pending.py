@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from rankclip_jax import metrics
+from rankclip_jax.utilisation import Rates, memory
 
 
 class NonFiniteError(ArithmeticError):
@@ -25,21 +26,21 @@ class Pending:
     workdir: pathlib.Path,
     writer: metrics.MetricsLog | None,
     every_steps: int,
+    rates: Rates,
     check: Callable[[dict[str, float]], None] = lambda values: None,
   ):
     self._workdir, self._writer, self._every = workdir, writer, every_steps
+    self._rates = rates
     self._check = check
     self._step = 0
     self._ids: np.ndarray | None = None
     self._numbers: Mapping[str, Array] = {}
     self._host: Mapping[str, float] = {}
-    self._batch_size = 0
     self._last_read = time.perf_counter()
 
-  def push(self, step, numbers, *, ids, batch_size, host) -> None:
+  def push(self, step, numbers, *, ids, host) -> None:
     """Holds the numbers after `step` steps until the next `read`."""
     self._step, self._numbers, self._ids = step, numbers, ids
-    self._batch_size = batch_size
     self._host = host
 
   def read(self) -> tuple[int, dict[str, float]] | None:
@@ -59,13 +60,9 @@ class Pending:
     self._check(values)
     if not all(math.isfinite(v) for v in values.values()):
       self._refuse(values)
-    values |= {**self._host, "step_seconds": seconds}
-    values["examples_per_second"] = self._batch_size / seconds
-    values["examples_per_second_per_device"] = (
-      values["examples_per_second"] / jax.device_count()
-    )
+    values |= {**self._host, "step_seconds": seconds, **self._rates.of(seconds)}
     if self._writer and self._step % self._every == 0:
-      self._writer.write(self._step, values)
+      self._writer.write(self._step, values | memory())
     return self._step, values
 
   def restart_clock(self) -> None:

@@ -293,6 +293,19 @@ def batches_of(
   )
 
 
+def batch_shapes(cfg: Config, p: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of the arrays of a global batch that a step reads."""
+  own = blank_batch(cfg, p)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (cfg.data.batch_size, *own[name].shape[1:]),
+      own[name].dtype,
+      sharding=sharding.over_batch(p.mesh),
+    )
+    for name in sorted(own.keys() - {"id", "replaced"})
+  }
+
+
 def blank_batch(cfg: Config, p: Plan) -> dict[str, np.ndarray]:
   """Zeros of the shapes that `batches_of` makes."""
   return blank(

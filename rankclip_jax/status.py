@@ -17,6 +17,7 @@ from rankclip_jax import lock
 
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
+_FAILED_SAVES = "save_failures.jsonl"
 _COMPLETE = "training_complete.json"
 # How fast a run is now is the median of so many logged steps, in so many bytes at most.
 _RECENT = 50
@@ -103,7 +104,14 @@ def _progress(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
   waited = sum(x.get("data_wait_seconds") or 0.0 for x in steps)
   share = waited / sum(x["step_seconds"] for x in steps)
   fast = [f"{v:,.0f} {k.replace('_per_', '/')}" for k, v in rates.items()]
+  if used := [x["mfu"] for x in steps if x.get("mfu")]:
+    fast.append(f"{statistics.median(used):.1%} MFU")
   yield "speed", ", ".join([*fast, f"{seconds:.3g} s a step"])
+  held = {k: v for k, v in steps[-1].items() if "memory" in k and v is not None}
+  if held:
+    names = {k: k.removesuffix("_gib").replace("_", " ") for k in held}
+    shown = ", ".join(f"{v:.2f} GiB {names[k]}" for k, v in held.items())
+    yield "memory", shown.replace(" memory", "")
   yield "input", f"{share:.1%} of the time went into waiting for data"
   if num_steps and step < num_steps:
     left = num_steps - step
@@ -150,20 +158,46 @@ def _troubles(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(5))
     names = ", ".join(path.name for path in files)
     yield "examples", f"{count} were bad (of the last: {counts}), see {names}"
+  yield from _failed_saves(workdir)
   for path in sorted(workdir.glob("nonfinite.*.json")):
-    yield "diverged", f"step {_object(path).get('step')}, see {path.name}"
+    told = f"step {_object(path).get('step')}, see {path.name}"
+    yield "diverged", f"{_ago(workdir, path)}: {told}"
   if aside := sorted(p.name for p in workdir.glob("checkpoints_corrupt/*")):
     yield "damaged", f"checkpoints {', '.join(aside)} were set aside"
   for path in sorted(workdir.glob("error*.log")):
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     raised = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
-    when = path.stat().st_mtime
-    ago = _duration(time.time() - when) + " ago"
-    owner = lock.owner(workdir / lock.TRAINING)
-    if owner and lock.is_alive(workdir / lock.TRAINING):
-      begun = datetime.datetime.fromisoformat(owner.since).timestamp()
-      ago += ", before this run" if when < begun else ""
-    yield "error", f"{ago}: {raised[-1] if raised else f'see {path.name}'}"
+    told = raised[-1] if raised else f"see {path.name}"
+    yield "error", f"{_ago(workdir, path)}: {told}"
+  for path in sorted(workdir.glob("stacks.*.txt")):
+    yield "stood still", f"{_ago(workdir, path)}: where threads were is in {path.name}"
+
+
+def _failed_saves(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Of checkpoints, unless a later one is complete."""
+  failed = [x for x in _tail(workdir / _FAILED_SAVES) if "step" in x]
+  newest = max(_checkpoints(workdir), default=-1)
+  if open_ones := [x for x in failed if x["step"] > newest]:
+    last, steps = open_ones[-1], {x["step"] for x in open_ones}
+    yield (
+      "not saved",
+      (
+        f"{len(steps)} checkpoint(s) since step {max(newest, 0)}, the last "
+        f"{_duration(time.time() - last['time'])} ago at step {last['step']}: "
+        f"{last.get('error')}"
+      ),
+    )
+
+
+def _ago(workdir: pathlib.Path, path: pathlib.Path) -> str:
+  """When a file was written, and whether the training that runs now is younger."""
+  when = path.stat().st_mtime
+  ago = _duration(time.time() - when) + " ago"
+  owner = lock.owner(workdir / lock.TRAINING)
+  if owner and lock.is_alive(workdir / lock.TRAINING):
+    begun = datetime.datetime.fromisoformat(owner.since).timestamp()
+    ago += ", before this run" if when < begun else ""
+  return ago
 
 
 def _num_steps(workdir: pathlib.Path) -> int | None:

@@ -1,6 +1,7 @@
 """Training: from a config to the state to go on from, and then the loop."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from rankclip_jax import state as states
 from rankclip_jax.config import Config
 from rankclip_jax.loop import Loop
 from rankclip_jax.together import by_first, check_same, of_all, together
+from rankclip_jax.wandb_mirror import WandbMirror
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       )
       if int(now.step) < p.num_steps:
         checkpoint.unmark_complete(workdir)
-      return metrics.MetricsLog(workdir, step=int(now.step))
+      mirrors = []
+      if project := cfg.log.wandb:
+        mirrors.append(WandbMirror(workdir, project, dataclasses.asdict(cfg)))
+      return metrics.MetricsLog(workdir, step=int(now.step), mirrors=mirrors)
 
     writer = by_first(begun)
     if writer:

@@ -1,6 +1,8 @@
 """metrics.jsonl is the truth; TensorBoard mirrors it."""
 
+import contextlib
 import json
+import resource
 
 from tensorboardX.proto import event_pb2
 
@@ -69,3 +71,54 @@ def test_a_board_alone_is_made_when_it_is_written_to(tmp_path):
     assert not (tmp_path / "board").exists()
     board.write(3, {"a@5": 0.5, "none": None, "bad": float("inf")})
   assert scalars(tmp_path / "board") == {("a_at_5", 3): 0.5}
+
+
+@contextlib.contextmanager
+def full(size):
+  """A limit on the size of files stands for a full disk."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_no_line_and_stops_nobody(tmp_path, caplog):
+  log = metrics.MetricsLog(tmp_path)
+  log.write(1, {"a": 1.0})
+  path = tmp_path / metrics.FILE
+  with full(path.stat().st_size + 7):  # a part of a line still fits
+    for step in range(2, 50):
+      log.write(step, {"a": float(step)})
+  log.write(50, {"a": 50.0})
+  log.close()
+  assert [(x["step"], x["a"]) for x in lines(tmp_path)] == [
+    (step, float(step)) for step in range(1, 51)
+  ]
+  assert caplog.text.count("cannot be written to (File too large)") == 1
+  assert caplog.text.count("TensorBoard gets no more numbers: File too large.") == 1
+
+
+def test_lines_that_are_lost_are_counted(tmp_path, caplog):
+  log = metrics.MetricsLog(tmp_path)
+  with full(0):
+    log.write(1, {"a": 1.0})
+    log.write(2, {"a": 2.0})
+    log.close()
+  assert "2 lines of metrics could not be written" in caplog.text
+
+
+def test_mirrors_are_told_what_the_file_says(tmp_path):
+  class Told(list):
+    def write(self, step, values):
+      self.append((step, values))
+
+    def close(self):
+      self.append("closed")
+
+  told = Told()
+  log = metrics.MetricsLog(tmp_path, mirrors=[told])
+  log.write(3, {"a": 1.0, "b": float("nan")})
+  log.close()
+  assert told == [(3, {"a": 1.0, "b": None}), "closed"]

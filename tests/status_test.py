@@ -99,7 +99,7 @@ def test_what_went_wrong(workdir):
   write(workdir / "nonfinite.0.json", {"step": 17})
   assert shown(workdir)["error"] == "0 s ago: ValueError: no data; give some."
   assert shown(workdir)["examples"].startswith("3 were bad (of the last: 3 decode)")
-  assert shown(workdir)["diverged"] == "step 17, see nonfinite.0.json"
+  assert shown(workdir)["diverged"] == "0 s ago: step 17, see nonfinite.0.json"
   hour = time.time() - 3600
   os.utime(error, (hour, hour))
   since = datetime.datetime.now().astimezone().isoformat()

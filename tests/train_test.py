@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankclip_jax import checkpoint, config, loop, metrics, pending, plan, saving, train
+from rankclip_jax import (
+  checkpoint,
+  config,
+  loop,
+  metrics,
+  pending,
+  plan,
+  saving,
+  train,
+  utilisation,
+)
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -26,12 +36,12 @@ def writer(tmp_path):
 
 
 def pending_numbers(tmp_path, writer, loss, grad_norm=1.0, step=3):
-  p = pending.Pending(tmp_path, writer, every_steps=1)
+  rates = utilisation.Rates(2, devices=1, flops=5.0, peak=100.0)
+  p = pending.Pending(tmp_path, writer, 1, rates)
   p.push(
     step,
     {"train/loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)},
     ids=np.array([5, 9]),
-    batch_size=2,
     host={"data_wait_seconds": 0.5},
   )
   return p
@@ -44,6 +54,7 @@ def test_numbers_are_written_once_when_read(tmp_path, writer):
   assert values["train/loss"] == 2.0
   assert values["data_wait_seconds"] == 0.5
   assert values["examples_per_second"] == pytest.approx(2 / values["step_seconds"])
+  assert values["mfu"] == pytest.approx(2 * 5.0 / values["step_seconds"] / 100.0)
   assert p.read() is None
   assert len((tmp_path / metrics.FILE).read_text().splitlines()) == 1
 
@@ -65,8 +76,8 @@ def test_numbers_of_a_step_that_had_no_data_are_not_written(tmp_path, writer):
     assert values["train/loss"] == 2.0
     raise ValueError("no data")
 
-  p = pending.Pending(tmp_path, writer, 1, check)
-  p.push(3, {"train/loss": jnp.float32(2)}, ids=np.array([5]), batch_size=1, host={})
+  p = pending.Pending(tmp_path, writer, 1, utilisation.Rates(1, 1, 1.0), check)
+  p.push(3, {"train/loss": jnp.float32(2)}, ids=np.array([5]), host={})
   with pytest.raises(ValueError, match="no data"):
     p.read()
   assert (tmp_path / metrics.FILE).read_text() == ""
@@ -79,20 +90,20 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
     checkpoint=config.CheckpointConfig(every_steps=1, keep_last=99),
     eval=config.EvalConfig(every_epochs=0),
   )
-  compile_step = loop.compile_step
+  compile_ahead = loop.compile_ahead
 
-  def breaking(p):
-    step = compile_step(p)
+  def breaking(p, rows):
+    compiled = compile_ahead(p, rows)
 
     spoil = jax.jit(lambda loss, step: jnp.where(step == 3, jnp.nan, loss))
 
     def wrapped(state, batch):
-      state, numbers = step(state, batch)
+      state, numbers = compiled.call(state, batch)
       return state, {**numbers, "train/loss": spoil(numbers["train/loss"], state.step)}
 
-    return wrapped
+    return dataclasses.replace(compiled, call=wrapped)
 
-  monkeypatch.setattr(loop, "compile_step", breaking)
+  monkeypatch.setattr(loop, "compile_ahead", breaking)
   checkpoint.mark_complete(tmp_path, 2)  # by a shorter training
   with pytest.raises(pending.NonFiniteError, match="Step 3 gave"):
     train.run(cfg, tmp_path)

@@ -1,0 +1,60 @@
+"""The step compiled before it is needed: what that took, and what it will take."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from rankclip_jax import state as states
+from rankclip_jax.plan import Plan
+from rankclip_jax.state import TrainState
+from rankclip_jax.step import compile_step
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+  """A step ready to be called.
+
+  Attributes:
+    call: (state, rows) to the state after it and its numbers; the old state is given up.
+    seconds: that tracing and compiling took, less where a cache had it.
+    arguments: bytes of state and batch on a device.
+    temporaries: bytes of a device beside them, at most, as the compiler plans.
+  """
+
+  call: Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+  seconds: float
+  arguments: int
+  temporaries: int
+
+  def __str__(self) -> str:
+    return (
+      f"Compiled the step in {self.seconds:.1f} s: {self.arguments / _GIB:.2f} GiB of "
+      f"state and batch and {self.temporaries / _GIB:.2f} GiB of temporaries a device."
+    )
+
+
+def compile_ahead(p: Plan, rows: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:
+  """`step.compile_step`, compiled for a plan.
+
+  Args:
+    p: of the run.
+    rows: shapes and types of a global batch.
+  """
+  began = time.perf_counter()
+  before = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
+  jitted: Any = compile_step(p)
+  compiled = jitted.lower(before, rows).compile()
+  seconds = time.perf_counter() - began
+  memory = compiled.memory_analysis()
+  return CompiledStep(
+    compiled,
+    seconds,
+    getattr(memory, "argument_size_in_bytes", 0),
+    getattr(memory, "temp_size_in_bytes", 0),
+  )
