@@ -81,7 +81,7 @@ def test_two_processes_give_the_numbers_of_one_with_as_many_devices(on_four, tmp
   running = start_several(2, tmp_path, ANCHORS, "--config.mesh.fsdp=4", devices=2)
   outputs = [finish(p) for p in running]
   assert "4 cpu device(s)" in outputs[0]
-  assert "\nMesh: data 1 x fsdp 4." in outputs[0]
+  assert "Mesh: data 1 x fsdp 4." in outputs[0]
   assert "step 12" not in outputs[1]  # only process 0 speaks
   assert "Mesh:" not in outputs[1]
   assert assert_same_losses(tmp_path, on_four, rel=1e-6) == 12
@@ -107,7 +107,7 @@ def test_four_processes_then_half_the_devices_then_all(on_eight, tmp_path):
   assert "8 cpu device(s)" in outputs[0]
   assert assert_same_losses(tmp_path, on_eight, rel=1e-6) >= 2
   go_on(tmp_path, "--config.mesh.fsdp=4", devices=4)
-  whole(tmp_path, "--config.mesh.fsdp=2", devices=8)
+  whole(tmp_path, devices=8)
   assert assert_same_losses(tmp_path, on_eight, rel=1e-5) == 12
   assert_same_params(tmp_path, on_eight)
 
@@ -119,8 +119,8 @@ def test_eight_devices_then_four_of_two_processes_then_sixteen(on_eight, tmp_pat
     tmp_path, "--config.mesh.fsdp=2",
     processes=2, devices=2, script="tests/interleaved.py",
   )  # fmt: skip
-  assert "\nMesh: data 2 x fsdp 2." in outputs[0]
+  assert "Mesh: data 2 x fsdp 2." in outputs[0]
   output = finish(start(tmp_path, ANCHORS, "--config.mesh.fsdp=4", devices=16))
-  assert "\nMesh: data 4 x fsdp 4." in output
+  assert "Mesh: data 4 x fsdp 4." in output
   assert assert_same_losses(tmp_path, on_eight, rel=1e-5) == 12
   assert_same_params(tmp_path, on_eight)
