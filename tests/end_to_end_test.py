@@ -1,95 +1,24 @@
-"""`python main.py` as users run it: train, kill, resume, evaluate, report; two processes.
+"""`python main.py` as users run it: train, kill, resume, evaluate, report.
 
-Real processes on a shrunken config: the nano model, 12 steps of two epochs, one CPU
-device unless a test says otherwise.
+Real processes on the shrunken run of `running`; several of them in topology_test.
 """
 
 import json
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
-import numpy as np
 import pytest
+from running import (
+  STEPS,
+  assert_close,
+  final_params,
+  finish,
+  lines,
+  losses,
+  start,
+  wait_until,
+)  # fmt: skip
 
-from rankclip_jax import checkpoint, launcher, plan, state
-from rankclip_jax.config import Config, from_config_dict
-
-ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 12
-FLAGS = (
-  "--config=configs/openmoji.py",
-  "--config.model.name=nano",
-  "--config.data.batch_size=512",
-  "--config.optim.epochs=2",
-  # Above rounding noise: see step_test on the gradient of key biases.
-  "--config.optim.eps=1e-5",
-  "--config.checkpoint.every_steps=2",
-  "--config.eval.every_epochs=0",
-)
-
-
-def start(workdir, *flags, devices=1) -> subprocess.Popen[str]:
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
-  return subprocess.Popen(
-    [sys.executable, "main.py", *FLAGS, f"--workdir={workdir}", *flags],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def finish(process, code=0) -> str:
-  try:
-    output, _ = process.communicate(timeout=300)
-  finally:
-    process.kill()
-  assert process.returncode == code, output
-  return output
-
-
-def wait_until(condition, process, seconds=240):
-  until = time.monotonic() + seconds
-  while not condition():
-    assert process.poll() is None, f"ended too soon:\n{process.stdout.read()}"
-    assert time.monotonic() < until, "waited too long"
-    time.sleep(0.002)
-
-
-def lines(workdir) -> list[dict]:
-  path = workdir / "metrics.jsonl"
-  if not path.exists():
-    return []
-  whole = [line for line in path.read_text().split("\n")[:-1] if line]
-  return [json.loads(line) for line in whole]
-
-
-def losses(workdir) -> dict[int, float]:
-  steps = [line for line in lines(workdir) if "train/loss" in line]
-  assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
-  return {line["step"]: line["train/loss"] for line in steps}
-
-
-def final_params(workdir):
-  cfg: Config = from_config_dict(json.loads((workdir / "config.json").read_text()))
-  p = plan.make(cfg)
-  saved = checkpoint.Checkpoints(workdir, read_only=True)
-  step, facts = saved.facts("latest")
-  assert step == STEPS
-  shapes = state.abstract(p.size, p.objective, p.optimizer, p.mesh).params
-  return saved.restore_params(step, shapes), facts["fingerprint"]
-
-
-def assert_close(a, b, atol):
-  from jax import tree
-
-  tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
+from rankclip_jax import checkpoint, launcher
 
 
 @pytest.fixture(scope="module")
@@ -211,36 +140,3 @@ def test_a_workdir_that_cannot_be_is_one_clear_line(tmp_path):
   assert "cannot be written to (Not a directory)" in output
   output = finish(start(tmp_path / "none", "--config.mode=eval"), code=1)
   assert "does not exist" in output
-
-
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
-def test_two_processes_give_the_numbers_of_one_with_as_many_devices(tmp_path):
-  one = tmp_path / "one"
-  two = tmp_path / "two"
-  finish(start(one, devices=2))
-  address = f"127.0.0.1:{free_port()}"
-  processes = [
-    start(
-      two,
-      "--config.distributed.mode=explicit",
-      f"--config.distributed.coordinator={address}",
-      "--config.distributed.num_processes=2",
-      f"--config.distributed.process_id={i}",
-    )
-    for i in range(2)
-  ]
-  outputs = [finish(p) for p in processes]
-  assert "2 cpu device(s)" in outputs[0]
-  assert "step 12" not in outputs[1]  # only process 0 speaks
-  for step, loss in losses(one).items():
-    assert losses(two)[step] == pytest.approx(loss, rel=1e-6), step
-  last = lambda w: {k: v for k, v in lines(w)[-1].items() if k.startswith("eval/")}
-  assert last(one).keys() == last(two).keys()
-  for name, value in last(one).items():
-    assert last(two)[name] == pytest.approx(value, abs=1e-6), name
-  assert_close(final_params(two)[0], final_params(one)[0], atol=1e-5)
