@@ -1,12 +1,17 @@
 """RankCLIP: `python main.py --config=configs/openmoji.py --workdir=runs/openmoji`."""
 
+from rankclip_jax import stopping
+
+if __name__ == "__main__":
+  stopping.leave_when_told()  # what follows takes seconds to import
+
 import pathlib
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from rankclip_jax import config, launcher, train
+from rankclip_jax import config, launcher, pending
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -27,7 +32,7 @@ if __name__ == "__main__":
     config.check_flag_names(sys.argv[1:])
     flags.mark_flags_as_required(["config"])
     app.run(main)
-  except (ValueError, OSError, train.NonFiniteError) as error:
+  except (ValueError, OSError, pending.NonFiniteError) as error:
     sys.exit(f"Error: {error}")
   except KeyboardInterrupt:  # a second Ctrl-C, or one before anything could be saved
     sys.exit(130)

@@ -79,7 +79,7 @@ case $action in
       [[ $ACCELERATOR == tpu ]] || refuse "XPK is for ACCELERATOR=tpu here, got $ACCELERATOR; leave XPK out."
       run xpk workload create --cluster="$XPK" --workload="$NAME" --docker-image="$IMAGE" \
         --tpu-type="${TPU_TYPE:?is the size of a slice, such as v5litepod-16}" \
-        --max-restarts=100 --restart-on-exit-codes=75 \
+        --max-restarts=100 --restart-on-exit-codes=75,134 \
         --termination-grace-period-seconds=300 --env=ACCELERATOR=tpu \
         --command="$(quoted /opt/rankclip/launch/run.sh --config.distributed.mode=auto "$@")"
     elif [[ $ACCELERATOR == tpu ]]; then

@@ -9,26 +9,33 @@ previous checkpoint as it was.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import pathlib
+import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rankclip_jax import config
 from rankclip_jax.config import Config
 from rankclip_jax.state import TrainState, fingerprint
+from rankclip_jax.together import by_first, digests_of_all, of_all
 
 DIRECTORY = "checkpoints"
 ASIDE = "checkpoints_corrupt"
 COMPLETE = "training_complete.json"
+# What Orbax puts behind the name of a checkpoint that it is writing.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Network file systems show new folders late.
+_SECONDS_TO_APPEAR = 60.0
 
 _T = TypeVar("_T")
 
@@ -54,7 +61,23 @@ class Checkpoints:
     keep_best: int = 0,
     best_metric: str = "",
     read_only: bool = False,
+    timeout_seconds: int = 600,
   ):
+    """Opens what there is; all processes see the same.
+
+    Args:
+      workdir: of the run.
+      keep_last: how many of the newest stay.
+      keep_best: how many of the best stay beside them.
+      best_metric: by which they are, higher is better.
+      read_only: whether nothing may be written.
+      timeout_seconds: for which processes wait for each other to have written their
+        parts of a checkpoint, before that has failed.
+
+    Raises:
+      ValueError: if nothing can be written, or processes see different checkpoints, or,
+        to read only, damaged ones.
+    """
     self._workdir = workdir
     rate = lambda metrics: metrics[best_metric]
     keep: list[Any] = [policies.LatestN(keep_last)]
@@ -68,7 +91,11 @@ class Checkpoints:
         )
       )
     self._best_metric = best_metric
-    self._set_aside_unreadable_scores(read_only)
+    if read_only:  # and waits for nobody
+      self._set_aside_unreadable_scores(read_only)
+    else:
+      by_first(self._try_to_write)
+      by_first(lambda: self._set_aside_unreadable_scores(read_only))
     self._manager = ocp.CheckpointManager(
       (workdir / DIRECTORY).absolute(),
       item_names=("params", "optimizer", "progress", "facts"),
@@ -78,8 +105,11 @@ class Checkpoints:
         cleanup_tmp_directories=not read_only,
         create=not read_only,
         read_only=read_only,
+        async_options=ocp.AsyncOptions(timeout_secs=timeout_seconds),
       ),
     )
+    if not read_only:
+      self._see_alike()
 
   def steps(self) -> list[int]:
     """Steps of all complete checkpoints, ascending."""
@@ -102,11 +132,7 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    if metrics is not None and self._best_metric not in metrics:
-      raise ValueError(
-        f"checkpoint.best_metric {self._best_metric!r} is not among what was evaluated: "
-        f"{', '.join(metrics)}."
-      )
+    self.check_scores(metrics)
     value = metrics[self._best_metric] if metrics else None
     self._manager.save(
       step,
@@ -120,6 +146,14 @@ class Checkpoints:
       ),
       metrics=None if value is None else {self._best_metric: value},
     )
+
+  def check_scores(self, metrics: Mapping[str, float | None] | None) -> None:
+    """Refuses scores of which none says how good a checkpoint is."""
+    if metrics is not None and self._best_metric not in metrics:
+      raise ValueError(
+        f"checkpoint.best_metric {self._best_metric!r} is not among what was evaluated: "
+        f"{', '.join(metrics)}."
+      )
 
   def restore_newest(
     self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
@@ -186,9 +220,20 @@ class Checkpoints:
       )
     return restored.params
 
+  def is_saving(self) -> bool:
+    """Whether something is still being written."""
+    return self._manager.is_saving_in_progress()
+
   def wait(self) -> None:
-    """Returns when every save that was started is complete."""
+    """Returns when every save that was started is complete; raises what ended one."""
     self._manager.wait_until_finished()
+
+  def clean_up_after_failure(self) -> None:
+    """Forgets a save that failed; what it wrote may be what fills the disk."""
+    self._manager.reload()
+    if jax.process_index() == 0:
+      for path in (self._workdir / DIRECTORY).glob(f"*{_UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
 
   def close(self) -> None:
     """Finishes what was started and gives back the threads."""
@@ -237,14 +282,28 @@ class Checkpoints:
       if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
         raise
       error = caught
-    fine = error is None
-    if jax.process_count() > 1:
-      fine = bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-    if fine:
+    if of_all(error is None).all():
       return result
-    self._set_aside(step, str(error or "another process cannot read it"))
+    why = str(error or "another process cannot read it")
+    by_first(lambda: self._set_aside(step, why))
     self._manager.reload()
     return None
+
+  def _try_to_write(self) -> None:
+    """Finds out before Orbax does, whose processes would wait for each other."""
+    folder = self._workdir / DIRECTORY
+    trial = folder / ".trial"
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      trial.write_bytes(bytes(2**16))  # a full disk takes empty files
+      trial.unlink()
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        trial.unlink(missing_ok=True)
+      raise ValueError(
+        f"No checkpoint can be written to {folder}: {error.strerror}. Make room or mend "
+        "that, or choose another --workdir."
+      ) from error
 
   def _set_aside_unreadable_scores(self, read_only: bool) -> None:
     """Orbax reads all scores when it opens a folder, and one torn file would stop it."""
@@ -260,19 +319,35 @@ class Checkpoints:
         self._set_aside(int(path.parents[1].name), f"{path.name}: {error}")
 
   def _set_aside(self, step: int, why: str) -> None:
+    """For process 0."""
     log.warning(
       "Checkpoint %d cannot be read and is passed over (moved to %s/): %s",
       step,
       ASIDE,
       why.split("\n")[0],
     )
-    if jax.process_index() == 0:
-      aside = self._workdir / ASIDE
-      aside.mkdir(exist_ok=True)
-      taken = len(list(aside.glob(f"{step}.*")))
-      (self._workdir / DIRECTORY / str(step)).rename(aside / f"{step}.{taken}")
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f"set aside {step}")
+    aside = self._workdir / ASIDE
+    aside.mkdir(exist_ok=True)
+    taken = len(list(aside.glob(f"{step}.*")))
+    (self._workdir / DIRECTORY / str(step)).rename(aside / f"{step}.{taken}")
+
+  def _see_alike(self) -> None:
+    """Waits until all processes see the same steps."""
+    until = time.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+      digest = hashlib.sha256(repr(self.steps()).encode()).hexdigest()
+      first, *others = digests_of_all(digest)
+      if all(other == first for other in others):
+        return
+      # Clocks differ, and all must give up in the same turn.
+      if of_all(time.monotonic() > until).any():
+        raise ValueError(
+          f"Processes see different checkpoints in {self._workdir} (process "
+          f"{jax.process_index()}: steps {self.steps()}); its file system must show all "
+          "hosts the same."
+        )
+      time.sleep(1.0)
+      self._manager.reload()
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
@@ -316,6 +391,23 @@ def of_run(workdir: pathlib.Path) -> Checkpoints:
     plain.close()
     best = config.best_metric(config.from_config_dict(facts["config"]))
     return Checkpoints(workdir, read_only=True, best_metric=best)
+
+
+def hush() -> None:
+  """Keeps what is told in a line from being told in hundreds; for a program's start.
+
+  Orbax narrates every save, and logs every failure with its stack, from each thread; what
+  Tensorstore was still writing when one failed then finds asyncio's loop closed.
+  """
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  before = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
+
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

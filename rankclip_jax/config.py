@@ -160,6 +160,9 @@ class CheckpointConfig:
   keep_best: int = free(1)
   # DATASET/TASK/METRIC; "" is recall@1 from texts to pictures of the held-out split.
   best_metric: str = free("")
+  # Saves that fail (a full disk) are tried again for so long, while training goes on.
+  retry_minutes: float = free(60.0)
+  timeout_seconds: int = free(600)  # to wait for other processes' parts of a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +193,11 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """How often metrics are written, in steps."""
+  """What a run says of itself."""
 
-  every_steps: int = free(1)
+  every_steps: int = free(1)  # how often metrics are written
+  # Without the end of a step, after which it is noted where all threads stand; 0 is off.
+  watchdog_minutes: float = free(10.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +258,7 @@ class DistributedConfig:
   num_processes: int | None = free(None)
   process_id: int | None = free(None)
   timeout_seconds: int = free(300)  # to wait for processes that have not come
+  heartbeat_seconds: int = free(100)  # after which a silent process is taken for lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +305,8 @@ class Config:
     _at_least(1, "eval.num_shards", self.eval.num_shards)
     _at_least(1, "eval.few_shot_seeds", self.eval.few_shot_seeds)
     _at_least(1, "distributed.timeout_seconds", self.distributed.timeout_seconds)
+    _at_least(10, "distributed.heartbeat_seconds", self.distributed.heartbeat_seconds)
+    _at_least(1, "checkpoint.timeout_seconds", self.checkpoint.timeout_seconds)
     _at_least(1, "checkpoint.keep_last", self.checkpoint.keep_last)
     low, high = self.data.crop_scale
     if not 0 < low <= high <= 1:
@@ -307,6 +315,10 @@ class Config:
         f"{self.data.crop_scale}; (1, 1) switches cropping off."
       )
     for name, value, fits, wanted in (
+      ("checkpoint.retry_minutes", self.checkpoint.retry_minutes,
+       0 <= self.checkpoint.retry_minutes < math.inf, "0 (not at all) or more"),
+      ("log.watchdog_minutes", self.log.watchdog_minutes,
+       0 <= self.log.watchdog_minutes < math.inf, "0 (off) or more"),
       ("data.max_bad_fraction", self.data.max_bad_fraction,
        0 <= self.data.max_bad_fraction <= 1, "from 0 to 1"),
       ("data.weights", self.data.weights,

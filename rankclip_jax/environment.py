@@ -5,6 +5,7 @@ import json
 import pathlib
 import platform
 import subprocess
+from typing import Any
 
 import jax
 
@@ -24,6 +25,15 @@ def describe() -> dict[str, object]:
     "host": f"{platform.system()} {platform.machine()}",
     "commit": _commit(),
   }
+
+
+def noted_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What `note` wrote of the config of a run, if it began and can be read."""
+  try:
+    noted = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  return noted if isinstance(noted, dict) else None
 
 
 def note(workdir: pathlib.Path, config: str, num_steps: int, *, resuming: bool) -> None:

@@ -22,7 +22,7 @@ from rankclip_jax.data.rows import check_captions
 from rankclip_jax.data.source import Example, Source, identity_of
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
-from rankclip_jax.models import sizes, two_tower
+from rankclip_jax.models import layers, sizes, two_tower
 from rankclip_jax.together import check_same, together
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ def encoder(
   """
 
   def encode(params, rows):
-    encode_rows = getattr(nnx.merge(graph, params), tower)
-    return encode_rows(rows["input"]), rows["index"], rows["mask"]
+    model = nnx.merge(graph, params)
+    layers.gather_blocks(model, sharding.gather(mesh))
+    return getattr(model, tower)(rows["input"]), rows["index"], rows["mask"]
 
   return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 
@@ -260,8 +261,7 @@ class Evaluator:
       count,
       batch_size=self._batch_size,
       load=lambda i: {"input": loaded(i)},
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=sharding.own_rows(self._mesh, self._batch_size),
     )
     for batch in batches:
       rows = global_batch(batch, self._mesh)
@@ -279,7 +279,12 @@ class Evaluator:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Rows of this process as its part of arrays that are spread over all devices."""
+  """Rows of this process as its part of arrays that are spread over all devices.
+
+  Args:
+    batch: arrays of the rows that `sharding.own_rows` names, in its order.
+    mesh: of all devices.
+  """
   spread = sharding.over_batch(mesh)
   return {
     name: jax.make_array_from_process_local_data(spread, rows)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from rankclip_jax.data.bad_examples import Allowance
 from rankclip_jax.data.rows import Batch
+from rankclip_jax.wishes import Wishes, any_of
 
 # The share of its time that a run may wait for data, over so many steps, before it is
 # told what to change.
@@ -33,6 +34,7 @@ class Feed:
     batches: of `pipeline.train_batches`.
     blank: a batch of this process's shape.
     allowance: of bad examples, over all processes.
+    wishes: of this process, which go with every batch.
     say: told once if the input is what a run waits for.
     num_threads, num_workers: that make the batches now, for the advice.
   """
@@ -42,12 +44,14 @@ class Feed:
     batches: Iterator[Batch],
     blank: Batch,
     allowance: Allowance,
+    wishes: Wishes,
     say: Callable[[str], None],
     *,
     num_threads: int,
     num_workers: int,
   ):
     self._batches, self._blank, self._allowance = batches, blank, allowance
+    self._wishes = wishes
     self._say, self._threads, self._workers = say, num_threads, num_workers
     self._failure: Exception | None = None
     self._watcher = concurrent.futures.ThreadPoolExecutor(1, "watch")
@@ -60,7 +64,7 @@ class Feed:
   def next(self) -> tuple[Batch, np.ndarray, float]:
     """What goes to the devices, the examples' ids, and seconds the devices waited.
 
-    Of the batch, "replaced" is for `counts`.
+    Of the batch, "replaced" and "wishes" are for `counts`.
 
     Raises:
       ValueError: if this is the only process, and an example cannot be used.
@@ -69,19 +73,21 @@ class Feed:
     batch = self._next()
     waited = self._idle_since(began)
     self._watch(waited)
-    return batch, batch.pop("id"), waited
+    ids = batch.pop("id")
+    return {**batch, "wishes": self._wishes.rows(len(ids))}, ids, waited
 
   def given(self, numbers: Mapping[str, Array]) -> None:
     """Tells what the devices are now to compute; they are busy until it is there."""
     self._ready = self._watcher.submit(_when_ready, numbers)
 
   def check(self, values: dict[str, float]) -> None:
-    """Judges what `counts` found in a step; takes "failed_process" out of `values`.
+    """Judges what `counts` found in a step; takes what is no metric out of `values`.
 
     Raises:
       ValueError: if a process could not read its data, or too many examples are bad.
     """
     failed = int(values.pop("failed_process"))
+    self._wishes.heard(values.pop("wishes"))
     if self._failure:
       raise self._failure
     if failed >= 0:
@@ -131,9 +137,12 @@ class Feed:
 
 
 @jax.jit
-def counts(replaced: Int[Array, " batch"]) -> dict[str, Int[Array, ""]]:
+def counts(
+  replaced: Int[Array, " batch"], wishes: Int[Array, " batch"]
+) -> dict[str, Int[Array, ""]]:
   """What `Feed.check` needs to know of a global batch, the same on all processes."""
   return {
+    "wishes": any_of(wishes),
     "replaced_examples": jnp.sum(jnp.maximum(replaced, 0)),
     "failed_process": jnp.max(-1 - jnp.minimum(replaced, 0)),
   }

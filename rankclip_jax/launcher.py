@@ -12,6 +12,7 @@ import jax
 
 from rankclip_jax import (
   attention,
+  checkpoint,
   evaluate,
   export,
   lock,
@@ -23,10 +24,8 @@ from rankclip_jax import (
 )
 from rankclip_jax.config import Config
 from rankclip_jax.evals import results
+from rankclip_jax.stopping import EXIT_STOPPED
 from rankclip_jax.together import by_first, of_first
-
-# sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
-EXIT_STOPPED = 75
 
 # Modes that use a model, each a function of config and workdir to what is printed.
 _TOOLS = {
@@ -72,6 +71,8 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
     with contextlib.suppress(OSError):
       if not isinstance(error, lock.HeldError):
         (workdir / _errors_file()).write_text(traceback.format_exc(), encoding="utf-8")
+    if processes.is_loss(error):
+      processes.leave(error, EXIT_STOPPED)
     raise
 
 
@@ -79,7 +80,7 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
   logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
   absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   logging.getLogger("rankclip_jax").setLevel(logging.INFO)
-  absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax narrates every save
+  checkpoint.hush()
   compared = filter(None, map(str.strip, cfg.report.compare.split(",")))
   others = [pathlib.Path(workdir).expanduser() for workdir in compared]
   for other in others:

@@ -1,6 +1,7 @@
 """What a config means on the devices at hand: names resolved, numbers checked."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from rankclip_jax.models import sizes
 
 # In a workdir: indices of data that lies where nothing may be written.
 INDEX_DIRECTORY = "index"
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,8 @@ def make(
     ValueError: if something does not fit the devices, the data, or the rest.
   """
   mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp, devices)
+  if jax.process_index() == 0:
+    log.info("%s", sharding.describe(mesh))
   sharding.check_batch(
     cfg.data.batch_size,
     mesh,
@@ -282,8 +287,7 @@ def batches_of(
     weights=cfg.data.weights,
     same=cfg.data.mask_duplicates,
     on_bad=on_bad,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=sharding.own_rows(p.mesh, cfg.data.batch_size),
     start_step=start,
     num_threads=cfg.data.num_threads,
     num_workers=cfg.data.num_workers,
@@ -294,7 +298,7 @@ def batches_of(
 def blank_batch(cfg: Config, p: Plan) -> dict[str, np.ndarray]:
   """Zeros of the shapes that `batches_of` makes."""
   return blank(
-    cfg.data.batch_size // jax.process_count(),
+    len(sharding.own_rows(p.mesh, cfg.data.batch_size)),
     p.size.image_size,
     p.tokenizer.context_length,
     cfg.data.mask_duplicates,

@@ -1,21 +1,32 @@
 """Which device holds what: the mesh, and one pure function of path and shape.
 
 Two axes. The batch is spread over both; parameters and optimizer state are sharded over
-`fsdp` and replicated over `data`.
+`fsdp` and replicated over `data`. Weights are gathered in every block, so `fsdp` takes
+the fast links: it lies within a slice, whose devices reach each other over ICI or NVLink,
+and `data` reaches over slices.
 """
 
+import collections
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")
 # Below this many elements a gather costs more than the memory it saves.
 MIN_SHARDED = 2**12
+# By platform: what JAX calls a slice, the links within, and those between.
+_LINKS = {
+  "tpu": ("slices", "ICI", "DCN"),
+  "gpu": ("NVLink domains", "NVLink", "the network"),
+  "cpu": ("hosts", "memory", "the network"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +36,140 @@ def make_mesh(
 ) -> Mesh:
   """Devices (all by default) as [data, fsdp]; one may be -1, for what the other leaves.
 
+  Neighbours in the mesh are neighbours in the machine, as far as JAX knows it: the order
+  is not that of `devices`, nor are those of a process side by side (see `own_rows`).
+
   Raises:
-    ValueError: if the product is not the number of devices.
+    ValueError: if the product is not the number of devices, if slices or processes have
+      different numbers of them, or if `fsdp` cuts slices into unequal parts.
   """
-  devices = jax.devices() if devices is None else devices
-  count = len(devices)
+  devices = list(jax.devices() if devices is None else devices)
+  data, fsdp = _shape(data, fsdp, len(devices))
+  slices = _equal_parts("slice", [_slice_of(d) for d in devices])
+  _equal_parts("process", [d.process_index for d in devices])
+  # Only where it must, JAX divides an axis of the machine between both of the mesh.
+  split = {"allow_split_physical_axes": True}
+  if slices == 1:
+    arranged = mesh_utils.create_device_mesh((data, fsdp), devices, **split)
+  else:
+    within, across = _hybrid(data, fsdp, slices, devices[0].platform)
+    arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
+  types = (jax.sharding.AxisType.Auto,) * 2
+  return Mesh(arranged, BATCH_AXES, axis_types=types)
+
+
+def describe(mesh: Mesh) -> str:
+  """The mesh as one line for people."""
+  slices, fast, slow = _LINKS.get(mesh.devices.flat[0].platform, _LINKS["cpu"])
+  several = len({_slice_of(d) for d in mesh.devices.flat}) > 1
+
+  def axis(name: str, devices: np.ndarray) -> str:
+    size, parts = len(devices), len({_slice_of(d) for d in devices})
+    if parts > 1:
+      return f"{name} {size} ({parts} {slices} over {slow} x {size // parts})"
+    return f"{name} {size}" + (f" over {fast}" if several and size > 1 else "")
+
+  columns, rows = mesh.devices[:, 0], mesh.devices[0]
+  return f"Mesh: {axis('data', columns)} x {axis('fsdp', rows)}."
+
+
+def own_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> list[int]:
+  """Rows of a global batch that devices of a process hold, this one's by default.
+
+  Ascending, which is the order in which `jax.make_array_from_process_local_data` wants
+  them. A mesh that follows the machine's links does not keep a process's devices side by
+  side; whoever loads these rows makes the same global batch on any topology.
+  """
+  process = jax.process_index() if process is None else process
+  each = batch_size // mesh.size
+  return [
+    row
+    for place, device in enumerate(mesh.devices.flat)
+    if device.process_index == process
+    for row in range(place * each, (place + 1) * each)
+  ]
+
+
+def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
+  """What `models.layers.gather_blocks` needs: a tree to the same, whole on every device.
+
+  The gradient of what is gathered is summed over devices and scattered back to where the
+  parameters lie. None where no device shares its parameters.
+  """
+  if mesh.shape["fsdp"] == 1:
+    return None
+  return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def _shape(data: int, fsdp: int, count: int) -> tuple[int, int]:
+  """Both axes as numbers whose product is `count`."""
   shape = [data, fsdp]
   if shape.count(-1) == 1 and all(n == -1 or n > 0 for n in shape):
     known = max(shape)
     shape[shape.index(-1)] = count // known
   if min(shape) < 1 or math.prod(shape) != count:
-    divisors = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
       f"mesh.data={data} x mesh.fsdp={fsdp} does not make the {count} devices there are; "
-      f"use -1 for one of them and one of {divisors} for the other."
+      f"use -1 for one of them and one of {_divisors(count)} for the other."
     )
-  return jax.make_mesh(
-    tuple(shape),
-    BATCH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=devices,
+  return shape[0], shape[1]
+
+
+def _hybrid(
+  data: int, fsdp: int, slices: int, platform: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Shapes of the mesh within a slice and across slices; their product is the mesh's.
+
+  More than a slice is only taken as whole slices, and with a warning: it is the one way
+  to hold a model that does not fit into a slice, and slow.
+  """
+  size = data * fsdp // slices  # devices of a slice
+  if size % fsdp == 0:
+    return (size // fsdp, fsdp), (slices, 1)
+  words, fast, slow = _LINKS.get(platform, _LINKS["cpu"])
+  if fsdp % size:
+    raise ValueError(
+      f"mesh.fsdp={fsdp} neither fits into one of the {slices} {words} of {size} devices "
+      f"nor fills some of them; use one of {_divisors(size)}."
+    )
+  log.warning(
+    "mesh.fsdp=%d is more than the %d devices that reach each other over %s: weights "
+    "travel over %s in every block. If the model fits, use mesh.fsdp=%d.",
+    fsdp,
+    size,
+    fast,
+    slow,
+    size,
   )
+  return (1, size), (data, fsdp // size)
+
+
+def _equal_parts(name: str, parts: Sequence[int]) -> int:
+  """How many different ones there are of these parts, each with as many devices.
+
+  Raises:
+    ValueError: if one has more than another.
+  """
+  sizes = collections.Counter(parts)
+  fewest, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+  if sizes[fewest] != sizes[most]:
+    raise ValueError(
+      f"Every {name} must have as many devices as the others, and {name} {fewest} has "
+      f"{sizes[fewest]}, {name} {most} has {sizes[most]}; start with equal ones only."
+    )
+  return len(sizes)
+
+
+def _slice_of(device: Any) -> int:
+  """Its slice, by TPUs' name: also an NVLink domain of GPUs, or a host of CPUs.
+
+  A single slice of TPUs does not say so.
+  """
+  return getattr(device, "slice_index", 0)
+
+
+def _divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def check_batch(
@@ -65,8 +189,7 @@ def check_batch(
     )
   rows = batch_size // mesh.size
   if rows % micro_batches:
-    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
-    pieces = min(divisors, key=lambda n: abs(n - micro_batches))
+    pieces = min(_divisors(rows), key=lambda n: abs(n - micro_batches))
     nearest = _nearest_multiple(batch_size, math.lcm(mesh.size * micro_batches, unit))
     raise ValueError(
       f"data.batch_size {batch_size} gives each of the {mesh.size} devices {rows} rows, "

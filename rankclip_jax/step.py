@@ -16,7 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 from rankclip_jax import accumulate, optim, sharding
 from rankclip_jax.losses import blocked
 from rankclip_jax.losses import objective as objectives
-from rankclip_jax.models import two_tower
+from rankclip_jax.models import layers, two_tower
 from rankclip_jax.plan import Plan
 from rankclip_jax.state import TrainState, abstract
 
@@ -102,6 +102,7 @@ def train_step(
 
   def embed(params, batch, groups):
     model = nnx.merge(graph, params)
+    layers.gather_blocks(model, sharding.gather(mesh))
     image = model.encode_image(batch["image"], groups)
     return (image, model.encode_text(batch["tokens"])), two_tower.statistics_of(model)
 

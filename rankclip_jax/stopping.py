@@ -1,11 +1,18 @@
-"""Signals by which schedulers and people end a run, remembered until it asks."""
+"""Signals by which schedulers and people end a run, remembered until it asks.
 
+This must be quick to import: `main` asks for it before all else.
+"""
+
+import contextlib
 import logging
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
-from rankclip_jax.together import of_all
+# sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
+EXIT_STOPPED = 75
 
 # Slurm's --signal sends whichever the user names; SIGUSR1 is the usual one.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -15,6 +22,38 @@ log = logging.getLogger(__name__)
 
 class Stopped(Exception):
   """A run ends early because a signal asked for it."""
+
+
+def leave_when_told() -> None:
+  """From now on SIGTERM and SIGUSR1 end this process with code 75.
+
+  For the time in which there is nothing to save. The first process of a container, too,
+  hears only the signals that it asks for.
+  """
+  for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, _leave)
+
+
+def _leave(number, frame) -> None:
+  del frame
+  name = signal.Signals(number).name
+  print(f"{name} came before there was anything to save.", file=sys.stderr, flush=True)
+  sys.exit(EXIT_STOPPED)
+
+
+@contextlib.contextmanager
+def keeping_handlers() -> Iterator[None]:
+  """Puts the handlers of this module's signals back after something that sets its own.
+
+  JAX's runtime sets one for SIGTERM, for its preemption sync point.
+  """
+  before = {number: signal.getsignal(number) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    if threading.current_thread() is threading.main_thread():
+      for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class StopSignal:
@@ -38,11 +77,6 @@ class StopSignal:
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-
-  def check(self) -> None:
-    """Raises `Stopped` on every process once the signal has come to any of them."""
-    if of_all(self.received).any():
-      raise Stopped
 
   def _remember(self, number, frame) -> None:
     del frame

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rankclip_jax.stopping import Stopped
+
 _T = TypeVar("_T")
 
 
@@ -53,6 +55,12 @@ def of_all(own: int) -> np.ndarray:
   if jax.process_count() == 1:
     return np.array([own])
   return np.reshape(multihost_utils.process_allgather(np.array(own)), -1)
+
+
+def stop_if_any(told: bool) -> None:
+  """Raises `Stopped` on every process if any of them was told to stop."""
+  if of_all(told).any():
+    raise Stopped
 
 
 def digests_of_all(digest: str) -> list[str]:

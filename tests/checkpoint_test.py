@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 
 import absl.logging
@@ -215,3 +216,32 @@ def test_reading_a_run_says_nothing_and_leaves_logging_alone(tmp_path, caplog):
   finally:
     absl.logging.set_verbosity(before)
   assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []
+
+
+def test_where_nothing_can_be_written_is_found_out_at_once(tmp_path):
+  """A limit on the size of files stands for a full disk."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+  try:
+    with pytest.raises(ValueError, match="No checkpoint can be written.*File too large"):
+      checkpoint.Checkpoints(tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert not list((tmp_path / checkpoint.DIRECTORY).iterdir())
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="Not a directory"):
+    checkpoint.Checkpoints(tmp_path / "file")
+
+
+def test_processes_wait_until_they_see_the_same(tmp_path, monkeypatch):
+  """Another process's view, which network file systems may show late."""
+  checkpoint.Checkpoints(tmp_path).close()
+  views = [["a", "b"], ["a", "b"], ["b", "b"]]
+  monkeypatch.setattr(checkpoint, "digests_of_all", lambda digest: views.pop(0))
+  monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+  checkpoint.Checkpoints(tmp_path).close()
+  assert not views
+  monkeypatch.setattr(checkpoint, "digests_of_all", lambda digest: ["a", "b"])
+  monkeypatch.setattr(checkpoint, "_SECONDS_TO_APPEAR", 0.05)
+  with pytest.raises(ValueError, match="Processes see different checkpoints"):
+    checkpoint.Checkpoints(tmp_path)

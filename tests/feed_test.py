@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rankclip_jax import feed
+from rankclip_jax import feed, wishes
 from rankclip_jax.data.bad_examples import Allowance
 
 
@@ -21,6 +21,7 @@ def of(batches, said, most=0.01):
     iter(batches),
     batch(),
     Allowance(most, "bad.jsonl"),
+    wishes.Wishes(lambda: wishes.Wish.NONE),
     said.append,
     num_threads=1,
     num_workers=0,
@@ -28,7 +29,8 @@ def of(batches, said, most=0.01):
 
 
 def values(rows):
-  return {name: float(x) for name, x in feed.counts(rows["replaced"]).items()}
+  told = feed.counts(rows["replaced"], np.zeros_like(rows["replaced"]))
+  return {name: float(x) for name, x in told.items()}
 
 
 def test_counts_are_judged_when_they_are_here():

@@ -24,7 +24,7 @@ ALLOWED = {
   "progress": set(),
   "environment": set(),
   "state": {"sharding", "losses", "models"},
-  "checkpoint": {"config", "state"},
+  "checkpoint": {"config", "state", "together"},
   "plan": {"config", "data", "losses", "models", "optim", "sharding"},
   "step": {"accumulate", "optim", "plan", "state", "sharding", "losses", "models"},
   "start": {
@@ -42,24 +42,33 @@ ALLOWED = {
   "evaluate": {
     "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "together",
   },
-  "feed": {"data"},
-  "together": set(),
+  "feed": {"data", "wishes"},
+  "together": {"stopping"},
+  "wishes": set(),
+  "watchdog": set(),
+  "pending": {"metrics"},
+  "saving": {"checkpoint", "processes", "state", "together"},
   "lock": set(),
   "status": {"lock"},
-  "processes": {"config", "processes", "together"},
-  "train": {
-    "checkpoint", "config", "data", "environment", "evaluate", "feed", "metrics",
-    "models", "plan", "progress", "start", "state", "step", "stopping", "together",
+  "processes": {"config", "processes", "stopping", "together"},
+  "loop": {
+    "checkpoint", "config", "data", "evaluate", "feed", "metrics", "models", "pending",
+    "plan", "progress", "saving", "state", "step", "stopping", "together", "watchdog",
+    "wishes",
   },
-  "stopping": {"together"},
+  "train": {
+    "checkpoint", "config", "environment", "loop", "metrics", "plan", "start", "state",
+    "together",
+  },
+  "stopping": set(),
   "suite": {
     "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
     "probes", "start", "stopping", "suite", "together",
   },
   "studies": {"config", "evals", "report", "studies"},
   "launcher": {
-    "attention", "config", "evals", "evaluate", "export", "lock", "processes", "report",
-    "search", "suite", "together", "train",
+    "attention", "checkpoint", "config", "evals", "evaluate", "export", "lock",
+    "processes", "report", "search", "stopping", "suite", "together", "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.
@@ -68,6 +77,7 @@ FORBIDDEN = {
   "evals": {"jax", "flax", "optax", "orbax"},
   "report": {"jax", "flax", "optax", "orbax"},
   "lock": {"jax", "flax", "optax", "orbax"},
+  "stopping": {"jax", "flax", "optax", "orbax"},
   "status": {"jax", "flax", "optax", "orbax"},
   "studies": {"jax", "flax", "optax", "orbax"},
   "losses": {"flax", "orbax", "ml_collections"},

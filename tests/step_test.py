@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from aot import hlo
 from rankclip_jax import optim, sharding, state
 from rankclip_jax.losses import objective
 from rankclip_jax.models import sizes, two_tower
@@ -92,6 +93,42 @@ def test_masks_are_global_over_devices_and_pieces():
     assert again[1]["train/loss"] == pytest.approx(numbers[1]["train/loss"], rel=1e-5)
     assert_same_params(many, one)
   assert numbers[0]["train/loss"] < alone("rankclip")[1][0]["train/loss"] - 0.01
+
+
+@pytest.mark.parametrize(
+  "mesh, size",
+  [
+    *(((2, 4), {"remat": remat}) for remat in ("none", "dots", "full")),
+    ((1, 8), {"remat": "none", "dtype": "bfloat16"}),
+  ],
+)
+def test_fsdp_gathers_a_block_at_a_time_and_sends_no_activations(mesh, size):
+  size = dataclasses.replace(SIZE, **size)
+  rows = 64  # of a device, so that activations are larger than any kernel
+  mesh = sharding.make_mesh(*mesh)
+  shapes = state.abstract(size, objective.PRESETS["clip"], SGD, mesh)
+  graph, _ = two_tower.abstract(size)
+  step = functools.partial(
+    train_step, graph=graph, objective=objective.PRESETS["clip"], optimizer=SGD,
+    learning_rate=lambda _: 1e-3, mesh=mesh, num_steps=STEPS, epoch_steps=2,
+  )  # fmt: skip
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (rows * mesh.size, *x.shape[1:]), x.dtype, sharding=sharding.over_batch(mesh)
+    )
+    for name, x in next(batches(size=size)).items()
+  }
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  jitted = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
+  program = hlo.instructions(jitted.lower(shapes, batch).compile().as_text())
+  sent = hlo.collectives(program)
+  of_blocks = [x for found in sent.values() for x in found if x.looped]
+  width, depth = size.vision.width, size.vision.depth
+  assert any(x.elements == 4 * width**2 for x in of_blocks)
+  assert max(x.elements for x in of_blocks) <= 4 * width**2 < rows * width * 5
+  # Nothing that was gathered is kept for the backward pass.
+  whole = [(depth, width, 4 * width), (depth, 4 * width, width)]
+  assert not [str(x) for x in program if {s.sizes for s in x.shapes} & set(whole)]
 
 
 def test_adamw_with_clipping_on_eight_devices():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankclip_jax import checkpoint, config, metrics, plan, train
+from rankclip_jax import checkpoint, config, loop, metrics, pending, plan, saving, train
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -25,8 +25,8 @@ def writer(tmp_path):
     yield log
 
 
-def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
-  p = train.Pending(tmp_path, writer, every_steps=1)
+def pending_numbers(tmp_path, writer, loss, grad_norm=1.0, step=3):
+  p = pending.Pending(tmp_path, writer, every_steps=1)
   p.push(
     step,
     {"train/loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)},
@@ -38,7 +38,7 @@ def pending(tmp_path, writer, loss, grad_norm=1.0, step=3):
 
 
 def test_numbers_are_written_once_when_read(tmp_path, writer):
-  p = pending(tmp_path, writer, 2.0)
+  p = pending_numbers(tmp_path, writer, 2.0)
   step, values = p.read() or (None, {})
   assert step == 3
   assert values["train/loss"] == 2.0
@@ -51,9 +51,9 @@ def test_numbers_are_written_once_when_read(tmp_path, writer):
 @pytest.mark.parametrize("loss, norm", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
 def test_what_is_not_finite_stops_the_run_with_the_examples(tmp_path, writer, loss, norm):
   with pytest.raises(
-    train.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\].*all 2 in"
+    pending.NonFiniteError, match=r"Step 3 gave .*ids are \[5, 9\].*all 2 in"
   ):
-    pending(tmp_path, writer, loss, norm).read()
+    pending_numbers(tmp_path, writer, loss, norm).read()
   noted = json.loads((tmp_path / "nonfinite.0.json").read_text())
   assert noted["step"] == 3
   assert noted["example_ids"] == [5, 9]
@@ -65,7 +65,7 @@ def test_numbers_of_a_step_that_had_no_data_are_not_written(tmp_path, writer):
     assert values["train/loss"] == 2.0
     raise ValueError("no data")
 
-  p = train.Pending(tmp_path, writer, 1, check)
+  p = pending.Pending(tmp_path, writer, 1, check)
   p.push(3, {"train/loss": jnp.float32(2)}, ids=np.array([5]), batch_size=1, host={})
   with pytest.raises(ValueError, match="no data"):
     p.read()
@@ -79,7 +79,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
     checkpoint=config.CheckpointConfig(every_steps=1, keep_last=99),
     eval=config.EvalConfig(every_epochs=0),
   )
-  compile_step = train.compile_step
+  compile_step = loop.compile_step
 
   def breaking(p):
     step = compile_step(p)
@@ -92,9 +92,9 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
 
     return wrapped
 
-  monkeypatch.setattr(train, "compile_step", breaking)
+  monkeypatch.setattr(loop, "compile_step", breaking)
   checkpoint.mark_complete(tmp_path, 2)  # by a shorter training
-  with pytest.raises(train.NonFiniteError, match="Step 3 gave"):
+  with pytest.raises(pending.NonFiniteError, match="Step 3 gave"):
     train.run(cfg, tmp_path)
   assert not checkpoint.is_complete(tmp_path)
   kept = sorted(
@@ -112,15 +112,15 @@ def test_an_update_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
   without_eps = lambda rate, **options: make(rate, **{**options, "eps": 0.0})
   monkeypatch.setattr(plan.optim, "optimizer", without_eps)
   every = config.CheckpointConfig(every_steps=1)
-  with pytest.raises(train.NonFiniteError, match="Step 1 gave .*update_norm"):
+  with pytest.raises(pending.NonFiniteError, match="Step 1 gave .*update_norm"):
     train.run(dataclasses.replace(TINY, checkpoint=every), tmp_path)
   assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 def test_save_clock(monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-  clock = train.SaveClock(every_steps=4, every_minutes=2.0)
+  monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+  clock = saving.SaveClock(every_steps=4, every_minutes=2.0)
   assert [s for s in range(1, 10) if clock.steps_are_up(s)] == [4, 8]
   now[0] += 119
   assert not clock.minutes_are_up()
@@ -128,7 +128,7 @@ def test_save_clock(monkeypatch):
   assert clock.minutes_are_up()
   clock.saved()
   assert not clock.minutes_are_up()
-  off = train.SaveClock(0, 0.0)
+  off = saving.SaveClock(0, 0.0)
   now[0] += 1e9
   assert not off.minutes_are_up()
   assert not off.steps_are_up(8)
@@ -155,3 +155,55 @@ def test_save_clock(monkeypatch):
 def test_what_does_not_fit_is_refused_before_training(changes, message):
   with pytest.raises(ValueError, match=message):
     plan.make(dataclasses.replace(TINY, **changes))
+
+
+def test_a_workdir_in_which_another_run_has_begun_is_left_as_it_is(tmp_path):
+  other = dataclasses.replace(TINY, seed=7)
+  (tmp_path / "config.json").write_text(config.to_json(other))
+  with pytest.raises(ValueError, match=r"has begun.*\n  seed: it has 7, the config 0\n"):
+    train.run(TINY, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+  train.check_begun(other, tmp_path)
+  (tmp_path / "config.json").write_text('{"seed": 7, "da')  # torn: it says nothing
+  train.check_begun(TINY, tmp_path)
+
+
+def test_a_stop_at_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path, monkeypatch):
+  cfg = dataclasses.replace(
+    TINY,
+    data=config.DataConfig(batch_size=64, subset=128, holdout=64),
+    optim=config.OptimConfig(epochs=3),
+    eval=config.EvalConfig(every_epochs=1),
+  )
+
+  def evaluations(workdir):
+    lines = map(json.loads, (workdir / metrics.FILE).read_text().splitlines())
+    name = "eval/openmoji/geometry/alignment"
+    return {x["step"]: x[name] for x in lines if name in x}
+
+  assert train.run(cfg, tmp_path / "undisturbed")
+  expected = evaluations(tmp_path / "undisturbed")
+  assert expected.keys() == {2, 4, 6}
+
+  workdir = tmp_path / "stopped"
+  workdir.mkdir()
+
+  class AfterStep1(loop.StopSignal):
+    received = property(lambda self: (workdir / metrics.FILE).read_text() != "")
+
+    def __init__(self):
+      pass
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "StopSignal", AfterStep1)
+    assert not train.run(cfg, workdir)
+  assert checkpoint.steps_of(workdir) == [2]
+  assert not evaluations(workdir)
+  assert train.run(cfg, workdir)
+  assert evaluations(workdir) == expected

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import statistics
@@ -18,6 +19,8 @@ from rankclip_jax.data.source import (
   shards_of,
   whole_of,
 )
+
+log = logging.getLogger(__name__)
 
 # The share of bad examples is taken over at least so many, so that one bad picture among
 # the first ten does not stop a run.
@@ -38,6 +41,7 @@ class BadExamples:
     self._lock = threading.Lock()
     self._known: set[tuple] = set()
     self._read = 0  # bytes of the file
+    self._told = False  # that it cannot be written to
     if path.exists() and (whole := path.read_bytes()) and not whole.endswith(b"\n"):
       with path.open("ab") as file:
         file.write(b"\n")  # or the torn line would take the next with it
@@ -84,15 +88,24 @@ class BadExamples:
     with self._lock:
       if name in self._known:
         return
-      with self.path.open("a+b") as file:
-        with contextlib.suppress(OSError):  # not every network file system has locks
-          fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes
-        file.seek(self._read)
-        self._known |= {(x.get("shard"), x.get("key")) for x in _parsed(file.read())}
-        if name not in self._known:
-          self._known.add(name)
-          file.write((json.dumps(line) + "\n").encode())
-        self._read = file.tell()
+      try:
+        self._write(name, line)
+      except OSError as error:  # a full disk; the count in the metrics is not lost
+        self._known.add(name)
+        if not self._told:
+          self._told = True
+          log.warning("%s cannot be written to: %s.", self.path, error.strerror)
+
+  def _write(self, name: tuple, line: dict) -> None:
+    with self.path.open("a+b") as file:
+      with contextlib.suppress(OSError):  # not every network file system has locks
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes
+      file.seek(self._read)
+      self._known |= {(x.get("shard"), x.get("key")) for x in _parsed(file.read())}
+      if name not in self._known:
+        self._known.add(name)
+        file.write((json.dumps(line) + "\n").encode())
+      self._read = file.tell()
 
   def __getstate__(self):
     return {"path": self.path}

@@ -54,8 +54,7 @@ def train_batches(
   weights: Sequence[float] = (),
   same: Same = "none",
   on_bad: Callable[[BadExample], None] | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
   start_step: int = 0,
   num_threads: int = 2,
   num_workers: int = 0,
@@ -79,8 +78,8 @@ def train_batches(
       (its bytes), the same caption (its ids), either, or nothing.
     on_bad: told of every bad example, which is then replaced by another one of its part,
       the same on any number of processes; None raises.
-    process_index: which rows are ours: the process_index-th of `process_count` parts.
-    process_count: the number of processes; must divide `global_batch`.
+    rows: which of a global batch are this process's, None being all; as many on every
+      process, and each on one.
     start_step: the step to start at; nothing is read in order to get there.
     num_threads: background threads; 0 makes each batch when it is asked for.
     num_workers: processes that read, with `num_threads` each; 0 is this one alone.
@@ -97,7 +96,7 @@ def train_batches(
     ValueError: if numbers do not fit; from the iterator, with the key of the example,
       if it cannot be used and `on_bad` is None, or too many in a row cannot.
   """
-  local_batch = _local_batch(global_batch, process_index, process_count)
+  own = _own_rows(global_batch, rows)
   epoch_rows = steps_per_epoch(len(source), global_batch) * global_batch
   if not 0 <= start_step <= num_steps:
     raise ValueError(f"start_step must be from 0 to {num_steps=}, got {start_step}")
@@ -105,9 +104,9 @@ def train_batches(
     raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
   order = Order(source, epoch_rows=epoch_rows, seed=seed, weights=weights)
   view = View(image_size, augment_scale, flip, fast)
-  rows = Rows(source, order, view, tokenizer, seed, same, on_bad)
+  maker = Rows(source, order, view, tokenizer, seed, same, on_bad)
 
-  share = _Share(rows, global_batch, local_batch, process_index, num_threads)
+  share = _Share(maker, global_batch, own, num_threads)
   # What grain's own threads do is wait for a batch: two overlap the end of one with the
   # beginning of the next.
   threads = min(num_threads, prefetch, _BATCHES_AT_ONCE)
@@ -137,25 +136,19 @@ class _Share:
   keeps as many large batches in memory as there are threads.
   """
 
-  def __init__(
-    self,
-    rows: Rows,
-    global_batch: int,
-    local_batch: int,
-    process_index: int,
-    threads: int,
-  ):
+  def __init__(self, rows: Rows, global_batch: int, own: Sequence[int], threads: int):
     self._rows, self._threads = rows, threads
-    self._global, self._local, self._process = global_batch, local_batch, process_index
-    pieces = -(-local_batch // _PIECE_ROWS)
-    bounds = np.linspace(0, local_batch, pieces + 1).astype(int).tolist()
+    self._global, self._own = global_batch, own
+    pieces = -(-len(own) // _PIECE_ROWS)
+    bounds = np.linspace(0, len(own), pieces + 1).astype(int).tolist()
     self._pieces = [range(*pair) for pair in itertools.pairwise(bounds)]
     self._lock, self._pool = threading.Lock(), None
 
   def __call__(self, step: int) -> Batch:
-    first = step * self._global + self._process * self._local
-    batch = self._rows.blank(self._local)
-    fill = lambda piece: self._rows.fill(batch, piece, first)
+    first = step * self._global
+    batch = self._rows.blank(len(self._own))
+    positions = lambda piece: [first + self._own[row] for row in piece]
+    fill = lambda piece: self._rows.fill(batch, piece, positions(piece))
     # Takes every result, so that an error in any piece is one of the batch.
     list((self._workers().map if self._threads else map)(fill, self._pieces))
     return batch
@@ -178,8 +171,7 @@ def eval_batches(
   *,
   batch_size: int,
   load: Callable[[int], Mapping[str, np.ndarray]],
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
   """Iterates over this process's rows of batches that hold every index exactly once.
 
@@ -191,41 +183,36 @@ def eval_batches(
     count: the number of examples.
     batch_size: rows of a batch over all processes.
     load: maps an index below `count` to the arrays of that example.
-    process_index: which rows are ours: the process_index-th of `process_count` parts.
-    process_count: the number of processes; must divide `batch_size`.
+    rows: which of a batch are this process's, None being all; as many on every process,
+      and each on one.
 
   Returns:
     An iterator of the stacked arrays, with "index": int32 [local_batch] and "mask":
     bool [local_batch], false where a row is padding.
 
   Raises:
-    ValueError: if `count` is 0 or `batch_size` does not fit the processes.
+    ValueError: if `count` is 0 or `rows` are not some of a batch.
   """
-  local_batch = _local_batch(batch_size, process_index, process_count)
+  own = np.array(_own_rows(batch_size, rows), np.int32)
   if count < 1:
     raise ValueError(f"there must be an example to evaluate, got {count=}")
 
   def batch(start: int) -> Batch:
-    rows = np.arange(start, start + local_batch, dtype=np.int32)
-    index = np.minimum(rows, count - 1)
+    index = np.minimum(start + own, count - 1)
     examples = [load(int(i)) for i in index]
     stacked = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-    return stacked | {"index": index, "mask": rows < count}
+    return stacked | {"index": index, "mask": start + own < count}
 
-  return (
-    batch(start + process_index * local_batch) for start in range(0, count, batch_size)
-  )
+  return (batch(start) for start in range(0, count, batch_size))
 
 
-def _local_batch(batch: int, process_index: int, process_count: int) -> int:
-  """Returns the rows of each process, having checked that they come out even."""
-  if not 0 <= process_index < process_count:
+def _own_rows(batch: int, rows: Sequence[int] | None) -> list[int]:
+  """Returns a process's rows of a batch, having checked that they are some of it."""
+  if batch < 1:
+    raise ValueError(f"a batch must have at least 1 row, got {batch}")
+  own = list(range(batch) if rows is None else rows)
+  if not own or len(set(own)) < len(own) or not 0 <= min(own) <= max(own) < batch:
     raise ValueError(
-      f"process_index must be from 0 to {process_count - 1}, got {process_index}"
+      f"rows must be some of 0 to {batch - 1}, each once, got {str(own)[:80]}"
     )
-  if batch < 1 or batch % process_count:
-    raise ValueError(
-      f"the batch must be a positive multiple of the {process_count} processes, got"
-      f" {batch}"
-    )
-  return batch // process_count
+  return own

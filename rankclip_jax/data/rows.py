@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,11 +58,11 @@ class Rows:
     """A batch for `fill`."""
     return blank(rows, self.view.size, self.tokenizer.context_length, self.same)
 
-  def fill(self, batch: Batch, rows: range, first: int) -> None:
-    """Writes `rows` of a batch whose row 0 stands at position `first`."""
-    for row in rows:
+  def fill(self, batch: Batch, rows: range, positions: Sequence[int]) -> None:
+    """Writes `rows` of a batch, whose examples stand at `positions` of the order."""
+    for row, position in zip(rows, positions, strict=True):
       image, tokens = batch["image"][row], batch["tokens"][row]
-      index, replaced, example = self._fill(first + row, image, tokens)
+      index, replaced, example = self._fill(position, image, tokens)
       batch["id"][row], batch["replaced"][row] = index, replaced
       if self.same != "none":
         batch["same"][row] = _hashes(self.same, example, tokens)

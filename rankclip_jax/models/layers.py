@@ -4,7 +4,7 @@ Parameters are float32; `dtype` is what the arithmetic runs in.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 Activation = Literal["gelu", "quick_gelu"]
 Remat = Literal["none", "dots", "full"]
+Gather = Callable[[Any], Any]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -27,6 +28,58 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
   ),
   "full": jax.checkpoint,
 }
+
+
+class Stack(nnx.Module):
+  """Equal blocks, scanned. `gather` is of one trace, see `gather_blocks`."""
+
+  remat: Remat
+  dtype: jnp.dtype
+  gather: Gather | None = None
+
+
+def gather_blocks(model: nnx.Module, gather: Gather | None) -> None:
+  """Has every stack of `model` pass a block's parameters through `gather`, in the scan.
+
+  Where devices share parameters, each then holds one whole block at a time; the compiler
+  left alone would rather keep kernels apart and send activations around.
+
+  Args:
+    model: changed in place; of one trace, as `nnx.merge` makes it.
+    gather: maps a tree of a block's parameters to the same, whole; None changes nothing.
+  """
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, Stack):
+      module.gather = gather
+
+
+def scan(step: Callable, x: Array, stacked: Any, stack: Stack) -> tuple[Array, Any]:
+  """`jax.lax.scan` of `step` over blocks, gathered one by one if `stack` says so.
+
+  What was gathered is not kept for the backward pass, but gathered again.
+
+  Args:
+    step: maps `x` and a block's (parameters, other state) to `x` and an output.
+    x: what the blocks hand on.
+    stacked: parameters and other state of all blocks.
+    stack: of which these are.
+  """
+  gather = stack.gather
+  if gather is None:
+    return jax.lax.scan(REMAT[stack.remat](step), x, stacked)
+  # Kernels as the arithmetic uses them: half the bytes travel.
+  cast = lambda x: x.astype(stack.dtype) if x.ndim > 2 else x
+  stacked = jax.tree.map(cast, stacked[0]), stacked[1]
+
+  def gathering(x: Array, state: Any) -> tuple[Array, Any]:
+    return step(x, (gather(state[0]), state[1]))
+
+  body = REMAT[stack.remat](gathering)
+  if stack.remat == "none":
+    # By what JAX calls the primitive of `with_sharding_constraint`.
+    keep = lambda primitive, *_, **__: primitive.name != "sharding_constraint"
+    body = jax.checkpoint(gathering, policy=keep, prevent_cse=False)
+  return jax.lax.scan(body, x, stacked)
 
 
 def layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -108,7 +161,7 @@ class Block(nnx.Module):
     return x + self.mlp(self.ln_mlp(x))
 
 
-class Transformer(nnx.Module):
+class Transformer(Stack):
   """`depth` equal blocks whose parameters are stacked, [depth, ...], and scanned.
 
   Standard deviations at initialisation follow CLIP's `initialize_parameters`: width^-1/2
@@ -129,6 +182,7 @@ class Transformer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.remat = remat
+    self.dtype = dtype
 
     def block(rngs: nnx.Rngs) -> Block:
       return Block(
@@ -148,7 +202,7 @@ class Transformer(nnx.Module):
   ) -> Float[Array, "batch length width"]:
     graph, stacked = nnx.split(self.blocks)
 
-    def step(x: Array, params: nnx.State) -> tuple[Array, None]:
-      return nnx.merge(graph, params)(x), None
+    def step(x: Array, state: tuple[nnx.State, None]) -> tuple[Array, None]:
+      return nnx.merge(graph, state[0])(x), None
 
-    return jax.lax.scan(REMAT[self.remat](step), x, stacked)[0]
+    return scan(step, x, (stacked, None), self)[0]

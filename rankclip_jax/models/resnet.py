@@ -105,7 +105,7 @@ class Bottleneck(nnx.Module):
     return nnx.relu(x + y)
 
 
-class Stage(nnx.Module):
+class Stage(layers.Stack):
   """A first bottleneck that changes the shape, and equal ones, stacked and scanned."""
 
   def __init__(
@@ -120,6 +120,7 @@ class Stage(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.remat = remat
+    self.dtype = dtype
 
     self.first = Bottleneck(
       channels, width, stride=stride, shortcut=True, dtype=dtype, rngs=rngs
@@ -142,8 +143,7 @@ class Stage(nnx.Module):
       block = nnx.merge(graph, *state)
       return block(x, groups), nnx.state(block, nnx.BatchStat)
 
-    body = layers.REMAT[self.remat](step)
-    x, statistics = jax.lax.scan(body, x, (params, statistics))
+    x, statistics = layers.scan(step, x, (params, statistics), self)
     nnx.update(self.blocks, statistics)
     return x
 

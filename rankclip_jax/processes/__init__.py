@@ -1,17 +1,23 @@
 """The processes of a run: found, compared, joined, and shown."""
 
 import logging
+import os
 
 import jax
 from jax._src import hardware_utils
 
+from rankclip_jax import stopping
 from rankclip_jax.config import Config
 from rankclip_jax.processes import alike, cluster, gpus, roll_call, table
 from rankclip_jax.processes.cluster import Place
+from rankclip_jax.processes.loss import is_loss, leave
 from rankclip_jax.processes.workdir import prepare
 from rankclip_jax.together import together
 
-__all__ = ["join", "prepare"]
+__all__ = ["is_loss", "join", "leave", "prepare"]
+
+# Modes that only read and write files.
+_WITHOUT_DEVICES = ("report", "merge")
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +43,18 @@ def join(cfg: Config) -> None:
     lambda everyone: alike.problem_of(everyone) or gpus.problem_of(everyone),
   )  # fmt: skip
   try:
-    jax.distributed.initialize(
-      place.coordinator,
-      place.count,
-      place.index,
-      local_device_ids=place.devices,
-      cluster_detection_method="deactivate",
-      initialization_timeout=cfg.distributed.timeout_seconds,
-    )
-    jax.devices()
+    with stopping.keeping_handlers():
+      jax.distributed.initialize(
+        place.coordinator,
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=cfg.distributed.timeout_seconds,
+        heartbeat_timeout_seconds=cfg.distributed.heartbeat_seconds,
+        shutdown_timeout_seconds=cfg.distributed.heartbeat_seconds,
+      )
+    _open_devices()
   except RuntimeError as error:
     raise ValueError(
       f"Process {place.index} of {place.count} could not start JAX's runtime: "
@@ -58,6 +67,8 @@ def join(cfg: Config) -> None:
 
 
 def _alone(cfg: Config, place: Place | None) -> None:
+  if cfg.mode not in _WITHOUT_DEVICES:
+    _open_devices()
   if cfg.distributed.mode == "off":
     if cfg.mode == "train":
       cluster.check_alone()
@@ -69,6 +80,24 @@ def _alone(cfg: Config, place: Place | None) -> None:
   else:
     log.info("By %s this is the only process; it takes all devices.", place.cluster)
   _check_platform()
+
+
+def _open_devices() -> None:
+  """Has JAX look for its devices, which is when it fails if there are none.
+
+  Raises:
+    ValueError: saying what was asked for.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter for CUDA without plugin
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    why = " ".join(str(error).split())[:300] or "its plugin is not installed"
+    raise ValueError(
+      f"JAX cannot use the devices of JAX_PLATFORMS={platforms!r}: {why}. Unset the "
+      "variable for what JAX finds itself, or pip install 'jax[cuda12]' or 'jax[tpu]' in "
+      "this environment."
+    ) from error
 
 
 def _check_platform() -> None:

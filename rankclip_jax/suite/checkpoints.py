@@ -11,7 +11,7 @@ from rankclip_jax.config import SEVERAL, Config
 from rankclip_jax.interop import Weights
 from rankclip_jax.stopping import StopSignal
 from rankclip_jax.suite import parts
-from rankclip_jax.together import together
+from rankclip_jax.together import stop_if_any, together
 
 _POLL_SECONDS = 3.0
 # In place of a step.
@@ -127,7 +127,7 @@ def _followed(place: pathlib.Path, stop: StopSignal) -> Iterator[Chosen]:
   """The checkpoints of a training as they appear, until it has ended."""
   done, waited_for = set(), None
   while True:
-    stop.check()
+    stop_if_any(stop.received)
     # In this order, so that the last checkpoint of a training is not missed.
     ended = checkpoint.is_complete(place)
     steps = checkpoint.steps_of(place)

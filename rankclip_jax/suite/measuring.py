@@ -25,7 +25,7 @@ from rankclip_jax.suite import (
 )
 from rankclip_jax.suite.checkpoints import Chosen
 from rankclip_jax.suite.tasks import Found, Setting
-from rankclip_jax.together import by_first, of_first, together
+from rankclip_jax.together import by_first, of_first, stop_if_any, together
 
 FEATURES = "features"
 
@@ -142,7 +142,7 @@ def _all(
     log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
     job = _Job(cfg, workdir, _setting(model, cfg, workdir), chosen, board, diary)
     for dataset, task in todo:
-      stop.check()
+      stop_if_any(stop.received)
       told = _told(job, dataset, task)
       by_first(lambda x=chosen.step, y=told: diary and diary.tells(x, y))
 

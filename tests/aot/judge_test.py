@@ -12,7 +12,7 @@ import pytest
 
 from aot import exchange, judge
 from rankclip_jax import config, evaluate, plan, sharding, state, step
-from rankclip_jax.models import layers, sizes, two_tower
+from rankclip_jax.models import sizes, two_tower
 
 # As wide as it has to be for XLA to move activations if it may.
 SIZE = dataclasses.replace(
@@ -86,7 +86,7 @@ def test_a_step_of_evaluation_passes(mesh):
 
 def test_activations_that_travel_in_place_of_parameters_are_found(monkeypatch):
   """What XLA does where nothing says what it should gather."""
-  monkeypatch.setattr(layers, "gathered", lambda params, dtype: params)
+  monkeypatch.setattr(sharding, "gather", lambda mesh: None)
   p = planned(1, 8)
   complaints, _ = encoded(p, encoder(p))
   assert any(x.startswith("unexpected: f32[768,") for x in complaints)

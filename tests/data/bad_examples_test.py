@@ -1,6 +1,7 @@
 import concurrent.futures
 import json
 import pickle
+import resource
 
 import pytest
 
@@ -163,3 +164,19 @@ def test_what_a_shard_lost_is_guessed_from_the_whole_ones(there, damaged, guess)
   data = Shards([Loss(name, "truncated shard", "cut") for name in damaged], **there)
   with pytest.raises(ValueError, match=f"About {guess} examples were lost"):
     check_lost(data, 0.0)
+
+
+def test_a_full_disk_stops_nothing(tmp_path, caplog):
+  """A limit on the size of files stands for it."""
+  note = BadExamples(tmp_path / "bad.jsonl")
+  note(bad("1"))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (note.path.stat().st_size, before[1]))
+  try:
+    note(bad("2"))
+    note(bad("3"))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  note(bad("4"))
+  assert [line["key"] for line in lines(note.path)] == ["1", "4"]
+  assert caplog.text.count("cannot be written to: File too large") == 1

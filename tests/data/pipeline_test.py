@@ -156,22 +156,21 @@ def test_neighbouring_seeds_do_not_share_epochs():
   assert one[10:15] != other[5:10]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_one_global_batch(processes):
-  parts = [
-    list(_batches(_Source(23), process_index=index, process_count=processes))
-    for index in range(processes)
-  ]
+@pytest.mark.parametrize(
+  "shares", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]], [[3], [1], [0], [2]]]
+)
+def test_processes_share_one_global_batch(shares):
+  parts = [list(_batches(_Source(23), rows=rows)) for rows in shares]
   whole = list(_batches(_Source(23)))
   assert len(whole) == 12  # five steps an epoch: two epochs and two steps
   for step, batch in enumerate(whole):
-    joined = {n: np.concatenate([part[step][n] for part in parts]) for n in batch}
-    _assert_equal(joined, batch)
+    for rows, part in zip(shares, parts, strict=True):
+      _assert_equal(part[step], {name: values[rows] for name, values in batch.items()})
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 13, 16])
 def test_resuming_continues_without_replay(start):
-  options = {"num_steps": 16, "process_index": 1, "process_count": 2, "num_threads": 0}
+  options = {"num_steps": 16, "rows": [2, 3], "num_threads": 0}
   whole = list(_batches(_Source(23), **options))
   source = _Source(23)
   rest = list(_batches(source, start_step=start, **options))
@@ -226,8 +225,9 @@ def test_threads_keep_the_order():
   "changes, match",
   [
     ({"global_batch": 10}, "9 examples has no batch of 10"),
-    ({"process_count": 3}, "multiple of the 3 processes, got 4"),
-    ({"process_index": 2, "process_count": 2}, "from 0 to 1, got 2"),
+    ({"rows": []}, r"some of 0 to 3, each once, got \[\]"),
+    ({"rows": [0, 4]}, r"some of 0 to 3, each once, got \[0, 4\]"),
+    ({"rows": [1, 1]}, r"some of 0 to 3, each once, got \[1, 1\]"),
     ({"start_step": 13}, "num_steps=12, got 13"),
     ({"seed": -1}, "got -1"),
     ({"seed": 2**32}, "got 4294967296"),
@@ -290,25 +290,19 @@ def test_a_script_that_abandons_the_iterator_exits():
 
 
 @hypothesis.given(
-  st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 1)
+  st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 1), st.data()
 )
 @hypothesis.settings(deadline=None)
-def test_evaluation_counts_every_example_once(count, rows, processes, offset):
+def test_evaluation_counts_every_example_once(count, rows, processes, offset, data):
   def load(index):
     assert 0 <= index < count
     return {"x": np.full((2, 3), index + offset, np.float32), "y": np.int32(index)}
 
+  size = rows * processes
+  places = np.array(data.draw(st.permutations(range(size)))).reshape(processes, rows)
   parts = [
-    list(
-      pipeline.eval_batches(
-        count,
-        batch_size=rows * processes,
-        load=load,
-        process_index=index,
-        process_count=processes,
-      )
-    )
-    for index in range(processes)
+    list(pipeline.eval_batches(count, batch_size=size, load=load, rows=own))
+    for own in places.tolist()
   ]
   assert len({len(part) for part in parts}) == 1
   assert len(parts[0]) == -(-count // (rows * processes))
@@ -325,7 +319,10 @@ def test_evaluation_counts_every_example_once(count, rows, processes, offset):
     np.testing.assert_array_equal(batch["x"][:, 1, 2], batch["index"] + offset)
     np.testing.assert_array_equal(batch["y"], batch["index"])
     seen += batch["index"][batch["mask"]].tolist()
-  assert seen == list(range(count))
+  assert sorted(seen) == list(range(count))
+  for own, part in zip(places, parts, strict=True):
+    expected = [np.minimum(i * size + own, count - 1) for i in range(len(part))]
+    np.testing.assert_array_equal([batch["index"] for batch in part], expected)
 
 
 def test_evaluation_loads_as_it_goes():
@@ -345,8 +342,8 @@ def test_evaluation_loads_as_it_goes():
   "count, options, match",
   [
     (0, {}, "count=0"),
-    (5, {"process_count": 3}, "multiple of the 3 processes, got 4"),
-    (5, {"process_index": 1}, "from 0 to 0, got 1"),
+    (5, {"rows": [4]}, r"some of 0 to 3, each once, got \[4\]"),
+    (5, {"rows": []}, "each once, got"),
   ],
 )
 def test_evaluation_refuses_numbers_that_do_not_fit(count, options, match):

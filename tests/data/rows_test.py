@@ -71,14 +71,8 @@ def test_substitutes_do_not_depend_on_processes_threads_or_resuming(processes, s
   source = Numbers(23, bad=range(0, 23, 3))
   whole = joined(batches(source, num_threads=0)[start:])
   shares = [
-    batches(
-      source,
-      process_index=index,
-      process_count=processes,
-      start_step=start,
-      num_threads=3,
-    )
-    for index in range(processes)
+    batches(source, rows=rows, start_step=start, num_threads=3)
+    for rows in np.arange(4).reshape(processes, -1).tolist()
   ]
   together = joined([joined(step) for step in zip(*shares, strict=True)])
   for name in whole:

@@ -7,6 +7,7 @@ written down here; the Job inside is checked as Kubernetes checks a Job.
 import json
 import pathlib
 import re
+import signal
 
 import jsonschema
 import kubernetes_validate
@@ -131,7 +132,7 @@ def test_the_schema_would_notice(shell, break_it):
 
 
 def stopped() -> int:
-  text = (ROOT / "rankclip_jax" / "launcher.py").read_text(encoding="utf-8")
+  text = (ROOT / "rankclip_jax" / "stopping.py").read_text(encoding="utf-8")
   found = re.search(r"^EXIT_STOPPED = (\d+)$", text, re.MULTILINE)
   assert found
   return int(found[1])
@@ -145,7 +146,10 @@ def test_a_stop_with_saved_state_is_no_failure(shell, action, environment):
       # A training starts again as a whole, by the JobSet; a single process in place.
       expected = "FailJob" if manifest["kind"] == "JobSet" else "Ignore"
       assert {rule["action"] for rule in rules} == {expected}
-      assert rules[0]["onExitCodes"] == {"operator": "In", "values": [stopped()]}
+      codes = [stopped()]
+      if manifest["kind"] == "JobSet":
+        codes.append(128 + signal.SIGABRT)  # of processes that have lost another
+      assert rules[0]["onExitCodes"] == {"operator": "In", "values": codes}
       assert rules[1]["onPodConditions"] == [
         {"type": "DisruptionTarget", "status": "True"}
       ]

@@ -174,3 +174,12 @@ def test_the_table_names_what_processes_have():
   text = table.lines(["a"] * 256, [["TPU v4:0"]] * 256)
   assert len(text.splitlines()) == 18
   assert text.splitlines()[-2:] == ["  ...", "  process 255  a  1 TPU v4 (0)"]
+
+
+@pytest.mark.parametrize("platform", ["abacus", "cuda"])
+def test_accelerators_that_are_not_there(platform):
+  environment = {**os.environ, "JAX_PLATFORMS": platform}
+  command = [sys.executable, "-c", PROGRAM, repr({"mode": "off"})]
+  ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  line = refused((ran.returncode, ran.stderr))
+  assert f"cannot use the devices of JAX_PLATFORMS='{platform}'" in line

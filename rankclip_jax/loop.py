@@ -1,0 +1,289 @@
+"""The training loop: evaluate, save, next batch, step.
+
+The step (`step.train_step`) is jitted once; its numbers are read one step late, so that
+the host never waits for the device.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from rankclip_jax import checkpoint, config, evaluate, metrics
+from rankclip_jax import plan as plans
+from rankclip_jax.config import Config
+from rankclip_jax.data.bad_examples import Allowance, BadExamples, check_lost
+from rankclip_jax.data.source import losses_of
+from rankclip_jax.feed import Feed, counts
+from rankclip_jax.models import two_tower
+from rankclip_jax.pending import Pending
+from rankclip_jax.progress import TrainingProgress
+from rankclip_jax.saving import SaveClock, Saver
+from rankclip_jax.state import TrainState
+from rankclip_jax.step import compile_step
+from rankclip_jax.stopping import StopSignal
+from rankclip_jax.together import together
+from rankclip_jax.watchdog import Watchdog
+from rankclip_jax.wishes import Wish, Wishes
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """What is to be done before the next step, the same on all processes.
+
+  Attributes:
+    last: there is no next step.
+    stop: a signal came.
+    evaluate: the state is measured.
+    measured: no evaluation is left to the run that goes on.
+    save: the state is saved.
+  """
+
+  last: bool
+  stop: bool
+  evaluate: bool
+  measured: bool
+  save: bool
+
+  @property
+  def anything(self) -> bool:
+    return self.stop or self.evaluate or self.save
+
+
+class Loop:
+  """One run's way from a step to its end, or to a signal.
+
+  Args:
+    cfg: of the run.
+    workdir: where everything is written.
+    p: what the config means here.
+    facts: stored with every checkpoint, see `plan.facts_of`.
+    then: the facts of the checkpoint that the run goes on from; {} starts it.
+    saved: the checkpoints of the workdir.
+    writer: of metrics; None on all processes but the first.
+    first: the step to go on from.
+
+  Raises:
+    ValueError: on all processes, if the data or what is held out cannot be used.
+  """
+
+  def __init__(
+    self,
+    cfg: Config,
+    workdir: pathlib.Path,
+    p: plans.Plan,
+    facts: Mapping[str, Any],
+    then: Mapping[str, Any],
+    saved: checkpoint.Checkpoints,
+    writer: metrics.MetricsLog | None,
+    *,
+    first: int,
+  ):
+    self._cfg, self._workdir, self._plan, self._first = cfg, workdir, p, first
+    self._facts, self._then, self._writer = facts, then, writer
+    self._eval_every = cfg.eval.every_epochs * p.epoch_steps
+    self._evaluation: evaluate.Evaluation | None = None
+    self._evaluator = together(
+      lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY)
+    )
+    # What is damaged is told now, not after an epoch.
+    self._evaluator.check()
+    self._step_fn = compile_step(p)
+    self._bad = bad_examples_of(workdir)
+    self._bad.lost(losses_of(p.source))
+    together(lambda: check_lost(p.source, cfg.data.max_bad_fraction))
+    self._allowance = Allowance(
+      cfg.data.max_bad_fraction, str(self._bad.path), then.get("examples")
+    )
+    main_process = jax.process_index() == 0
+    self._progress = TrainingProgress(p.num_steps, start=first, quiet=not main_process)
+    self._say = say = self._progress.say if main_process else log.warning
+    stacks = workdir / f"stacks.{jax.process_index()}.txt"
+    self._watchdog = Watchdog(stacks, 60 * cfg.log.watchdog_minutes, say)
+    self._clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
+    self._saver = Saver(saved, workdir, self._clock, cfg.checkpoint.retry_minutes, say)
+    self._stop = StopSignal()
+    self._wishes = Wishes(self._own_wishes)
+    self._feed = Feed(
+      plans.batches_of(cfg, p, first, self._bad),
+      plans.blank_batch(cfg, p),
+      self._allowance,
+      self._wishes,
+      say,
+      num_threads=cfg.data.num_threads,
+      num_workers=cfg.data.num_workers,
+    )
+    self._pending = Pending(workdir, writer, cfg.log.every_steps, self._feed.check)
+
+  def run(self, state: TrainState) -> bool:
+    """Whether training is finished; see `train.run`."""
+    with self._stop, self._progress, self._watchdog:
+      self._begin()
+      for step in range(self._first, self._plan.num_steps + 1):
+        due = self._due(step)
+        if due.anything:
+          # Nothing is measured or saved before the step that led here proved finite.
+          self._read()
+          scores = self._measure(state, step) if due.evaluate else None
+          if due.save or due.stop:
+            self._save(state, step, scores, due)
+          self._pending.restart_clock()
+          self._feed.pause()
+        if due.last:
+          break
+        if due.stop:
+          self._progress.say(
+            f"Stopped by a signal at step {step}; the same command goes on."
+          )
+          return False
+        self._watchdog.doing(f"step {step + 1}")
+        try:
+          batch, ids, waited = self._feed.next()
+        except Exception:  # of this process alone; several fail as `Feed` says
+          self._save_what_there_is(state, step)
+          if self._stop.received:  # the signal may have ended processes that read
+            return False
+          raise
+        state, numbers = self._take(state, batch)
+        self._read()
+        self._pending.push(
+          step + 1,
+          numbers,
+          ids=ids,
+          batch_size=self._cfg.data.batch_size,
+          host={"data_wait_seconds": waited},
+        )
+      if summary := self._bad.summary():
+        self._progress.say(summary)
+    self._end()
+    return True
+
+  def _begin(self) -> None:
+    from_step = f", from step {self._first}" if self._first else ""
+    self._progress.say(f"{describe(self._cfg, self._plan)}{from_step}")
+    for loss in losses_of(self._plan.source):
+      self._progress.say(f"{loss.shard}: {loss.reason}, {loss.detail}")
+
+  def _own_wishes(self) -> Wish:
+    return (
+      (Wish.STOP if self._stop.received else Wish.NONE)
+      | (Wish.SAVE if self._saver.due else Wish.NONE)
+      | (Wish.GIVE_UP if self._saver.hopeless else Wish.NONE)
+    )
+
+  def _due(self, step: int) -> Due:
+    """What the config, clocks, signals and disks of all ask for after `step` steps."""
+    self._saver.look()
+    agreed = self._wishes.agreed
+    if Wish.GIVE_UP in agreed:
+      self._saver.give_up()
+    last, stop = step == self._plan.num_steps, Wish.STOP in agreed
+    fresh = step == self._first and not last
+    by_epochs = bool(self._eval_every and step and step % self._eval_every == 0)
+    wanted = last or by_epochs
+    # A stop leaves an evaluation to the run that goes on.
+    left = not self._then.get("evaluated", True)
+    evaluates = wanted and (last or not stop) and (left or not fresh)
+    by_clock = Wish.SAVE in agreed or self._clock.steps_are_up(step)
+    return Due(
+      last=last,
+      stop=stop,
+      evaluate=evaluates,
+      measured=evaluates or not wanted,
+      save=not fresh and (wanted or by_clock),
+    )
+
+  def _measure(self, state: TrainState, step: int) -> dict[str, float | None]:
+    """Evaluates, and writes and shows the scores."""
+    self._watchdog.doing(f"the evaluation after step {step}")
+    self._evaluation = self._evaluator(state.params)
+    scores = self._evaluation.flat()
+    finished = step == self._first == self._plan.num_steps
+    if self._writer and not finished:  # a finished run has its line already
+      self._writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
+    self._progress.say(headline(step, self._cfg, scores))
+    return scores
+
+  def _save(
+    self,
+    state: TrainState,
+    step: int,
+    scores: Mapping[str, float | None] | None,
+    due: Due,
+  ) -> None:
+    """Starts a save; where the run ends here, it returns when that is complete."""
+    self._watchdog.doing(f"the save after step {step}")
+    save = self._saver.finish if due.stop or due.last else self._saver.save
+    save(state, step, self._known(evaluated=due.measured), scores)
+    self._wishes.done(Wish.SAVE)
+
+  def _save_what_there_is(self, state: TrainState, step: int) -> None:
+    """Before an error of the data ends the run."""
+    self._read()
+    if step > self._first:
+      self._saver.save(state, step, self._known(evaluated=True))
+
+  def _known(self, *, evaluated: bool) -> dict[str, Any]:
+    """What is stored with the arrays."""
+    return {**self._facts, "examples": self._allowance.so_far, "evaluated": evaluated}
+
+  def _take(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Any]:
+    """A step, of which nothing is waited for."""
+    rows = evaluate.global_batch(batch, self._plan.mesh)
+    told = {name: rows.pop(name) for name in ("replaced", "wishes")}
+    with jax.transfer_guard("disallow"):  # nothing else may cross unseen
+      state, numbers = self._step_fn(state, rows)
+      numbers = {**numbers, **counts(**told)}
+    self._feed.given(numbers)
+    return state, numbers
+
+  def _read(self) -> None:
+    if read := self._pending.read():
+      self._progress.update(*read)
+
+  def _end(self) -> None:
+    if self._evaluation and jax.process_index() == 0:
+      evaluate.save(self._evaluation, self._workdir, self._cfg, self._plan.num_steps)
+      checkpoint.mark_complete(self._workdir, self._plan.num_steps)
+
+
+def bad_examples_of(workdir: pathlib.Path) -> BadExamples:
+  """This process's file of examples that could not be used."""
+  own = f".{jax.process_index()}" if jax.process_index() else ""
+  return BadExamples(workdir / f"bad_examples{own}.jsonl")
+
+
+def evaluator_of(
+  cfg: Config, p: plans.Plan, cache: pathlib.Path | None = None
+) -> evaluate.Evaluator:
+  graph, _ = two_tower.abstract(p.size, with_bias=p.objective.has_bias)
+  return evaluate.Evaluator(
+    graph,
+    p.mesh,
+    evaluate.held_out(cfg, cache),
+    p.tokenizer,
+    image_size=p.size.image_size,
+    batch_size=cfg.eval.batch_size,
+  )
+
+
+def describe(cfg: Config, p: plans.Plan) -> str:
+  """One line that says what is about to run."""
+  return (
+    f"Training {cfg.model.name} with {cfg.objective.name} on {len(p.source)} pairs of "
+    f"{cfg.data.source}: {cfg.optim.epochs} epochs, {p.num_steps} steps of "
+    f"{cfg.data.batch_size} on {p.mesh.size} {jax.devices()[0].device_kind} device(s)"
+  )
+
+
+def headline(step: int, cfg: Config, scores: Mapping[str, float | None]) -> str:
+  """Recall@1 in both directions, for people."""
+  prefix = f"{config.held_out_name(cfg)}/zeroshot_retrieval"
+  image = scores[f"{prefix}/image_retrieval_recall@1"]
+  text = scores[f"{prefix}/text_retrieval_recall@1"]
+  return f"step {step}: recall@1 text to image {image:.3f}, image to text {text:.3f}"

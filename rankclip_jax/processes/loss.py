@@ -1,0 +1,41 @@
+"""The loss of another process, as the survivors see it.
+
+Where devices exchange over sockets, a step fails soon after. Where they wait in hardware,
+nothing returns, and JAX's coordination service ends the process from within (SIGABRT,
+code 134) once heartbeats have been missed for `distributed.heartbeat_seconds`.
+"""
+
+import logging
+import os
+import re
+import sys
+from typing import NoReturn
+
+import jax
+
+# What Gloo, NCCL, and JAX's own services say when they no longer reach another process.
+_SIGNS = re.compile(
+  r"Gloo .* failed|gloo/transport|NCCL operation .* failed|ncclRemoteError"
+  r"|coordination service|heartbeat|Connection (closed|reset) by peer|Socket closed"
+)
+
+log = logging.getLogger(__name__)
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether this is what is seen of another process that is gone."""
+  several = jax.distributed.is_initialized() and jax.process_count() > 1
+  return several and bool(_SIGNS.search(str(error)))
+
+
+def leave(error: BaseException, code: int) -> NoReturn:
+  """Ends this process at once: an orderly end would wait for the one that is gone."""
+  log.error(
+    "Another process of this run is gone, or cannot be reached: %s. Its own messages say "
+    "why; process %d ends too, and the same command on all goes on.",
+    " ".join(str(error).split())[:300],
+    jax.process_index(),
+  )
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

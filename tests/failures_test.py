@@ -1,0 +1,80 @@
+"""Two real processes on loopback that are killed, frozen, stopped, and cannot save.
+
+`benchmarks/failures.py` does the same with four, over and over.
+"""
+
+import json
+import random
+import resource
+import signal
+import time
+
+import pytest
+
+from benchmarks import failures
+from benchmarks.failures import RESTARTED, Run
+from rankclip_jax import saving
+from rankclip_jax.stopping import EXIT_STOPPED
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  run = Run(workdir, 2, 1)
+  assert run.wait() == (0, 0), run.said()
+  return workdir
+
+
+def test_a_run_survives_the_loss_of_any_of_its_processes(undisturbed, tmp_path):
+  """Killed, frozen, told to stop: each time both end, and the same command goes on."""
+  chance = random.Random(0)
+  for how, step, within in (
+    (signal.SIGKILL, 3, 2.0),
+    (signal.SIGSTOP, 6, 3.0),  # nothing closes: heartbeats must tell
+  ):
+    who = chance.randrange(2)
+    ended = failures.kill_one(Run(tmp_path, 2, 1), step, who, how)
+    assert ended.codes[1 - who] in RESTARTED
+    assert ended.seconds < within * failures.HEARTBEAT
+    assert 0 < ended.saved <= ended.step
+
+  run = Run(tmp_path, 2, 1)
+  logged = run.reach(8)
+  run.processes[chance.randrange(2)].send_signal(signal.SIGTERM)  # one alone
+  assert run.wait() == (EXIT_STOPPED, EXIT_STOPPED), run.said()
+  # It takes a step to tell the others and one to hear it.
+  assert logged <= failures.newest(tmp_path) <= failures.STEPS
+  assert f"Stopped by a signal at step {failures.newest(tmp_path)};" in run.said()
+
+  run = Run(tmp_path, 2, 1)
+  assert run.wait() == (0, 0), run.said()
+  assert failures.is_alike(tmp_path, undisturbed)
+
+
+def test_training_goes_on_while_one_process_cannot_save(undisturbed, tmp_path):
+  """A limit on the size of files stands for a full disk, of process 1 alone."""
+  run = Run(
+    tmp_path, 2, 1, "--config.checkpoint.timeout_seconds=3", "--config.mesh.fsdp=2"
+  )
+  run.reach(3)
+  limit = lambda size: resource.prlimit(
+    run.processes[1].pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
+  )
+  limit(2**14)
+  told = tmp_path / saving.FILE
+  until = time.monotonic() + 60
+  while not (told.exists() and told.read_text().count("\n") >= 2):
+    assert time.monotonic() < until, run.said()
+    time.sleep(0.01)
+  limit(resource.RLIM_INFINITY)
+  assert run.wait() == (0, 0), run.said()
+  assert "could not be written" in run.outputs[0].read_text()
+  noted = [json.loads(line) for line in told.read_text().splitlines()]
+  assert {x["process"] for x in noted} == {0, 1}  # who waited for it failed too
+  assert "File too large" in {x["error"] for x in noted}
+  found, wanted = failures.losses(tmp_path), failures.losses(undisturbed)
+  assert found.keys() == wanted.keys()
+  for step, loss in wanted.items():
+    assert found[step] == pytest.approx(loss, rel=1e-6), step
+  assert failures.newest(tmp_path) == failures.STEPS
+  assert not list((tmp_path / "checkpoints").glob("*tmp*"))

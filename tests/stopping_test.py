@@ -1,0 +1,61 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rankclip_jax import stopping
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  with stopping.keeping_handlers():
+    yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_before_there_is_anything_to_save_a_signal_ends_the_process(number, capsys):
+  stopping.leave_when_told()
+  with pytest.raises(SystemExit) as ended:
+    signal.raise_signal(number)
+  assert ended.value.code == stopping.EXIT_STOPPED == 75
+  assert f"{number.name} came before" in capsys.readouterr().err
+
+
+def test_the_loop_remembers_and_gives_back():
+  stopping.leave_when_told()
+  with stopping.StopSignal() as stop:
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.received
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  with pytest.raises(SystemExit):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_others_set_is_taken_back():
+  stopping.leave_when_told()
+  before = signal.getsignal(signal.SIGTERM)
+  with stopping.keeping_handlers():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_main_hears_signals_while_it_imports(tmp_path):
+  """Before jax is imported, which takes most of the time."""
+  process = subprocess.Popen(
+    [sys.executable, "-X", "importtime", "main.py", "--config=none.py"],
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stderr
+  for line in process.stderr:
+    if "| absl" in line.replace(" ", "").replace("|", "| "):  # what main imports next
+      break
+  else:
+    pytest.fail("main.py did not import absl")
+  process.send_signal(signal.SIGTERM)
+  rest = process.communicate(timeout=60)[1]
+  assert process.returncode == stopping.EXIT_STOPPED
+  assert "SIGTERM came before there was anything to save" in rest
+  assert "| jax\n" not in rest
