@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from aot import exchange, judge
+from aot import exchange, hlo, judge
 from rankclip_jax import config, evaluate, plan, sharding, state, step
 from rankclip_jax.models import sizes, two_tower
 
@@ -126,3 +126,52 @@ def test_embeddings_gathered_twice_are_found(monkeypatch):
   monkeypatch.setattr(step, "global_loss", twice)
   complaints, _ = judged(p, step.compile_step(p), before(p), shapes_of(p))
   assert any(x.startswith("arrays of embeddings: 3") for x in complaints)
+
+
+WANTED = judge.Expected(training=True, batch=96, dim=32, trained=5000, leaves=3)
+
+
+def exchanged(kind, *sizes, times=1):
+  shapes = tuple(hlo.Shape("f32", x) for x in sizes)
+  return exchange.Exchange(kind, shapes, 8, times, "", "by hand")
+
+
+GOOD = [
+  exchanged("all-gather", (96, 32), (96, 32)),
+  exchanged("reduce-scatter", (96, 32), (96, 32)),
+  exchanged("all-reduce", (1000,), times=4),
+  exchanged("all-reduce", (1000,), ()),
+]
+
+
+@pytest.mark.parametrize(
+  "change, complaint",
+  [
+    (lambda good: good, None),
+    (lambda good: [*good, exchanged("all-reduce", (3,))], None),
+    # A gradient that no one sums, or that is summed twice.
+    (lambda good: good[:-1], "elements of gradients and the rest: 4,000"),
+    (lambda good: [*good, good[2]], "elements of gradients and the rest: 9,001"),
+    (lambda good: good[1:], "arrays of embeddings: 0"),
+    (lambda good: [*good, good[0]], "arrays of embeddings: 4"),
+    (lambda good: [*good, good[1]], "arrays of embeddings' gradient: 4"),
+    # No parameter is sharded here, and nothing changes places.
+    (lambda good: [*good, exchanged("all-gather", (100, 50))], "unexpected: f32[100,50]"),
+    (lambda good: [*good, exchanged("all-to-all", (96, 32))], "unexpected: f32[96,32]"),
+    (lambda good: [*good, exchanged("collective-permute", ())], "unexpected: f32[]"),
+  ],
+)
+def test_rules_of_training(change, complaint):
+  found = judge.complaints(*judge.by_purpose(change(GOOD), WANTED), WANTED)
+  assert bool(found) == (complaint is not None)
+  assert complaint is None or found[0].startswith(complaint)
+
+
+@pytest.mark.parametrize(
+  "shape, known",
+  [((6, 40, 30), True), ((40, 30), True), ((1, 30, 40), True), ((40, 31), False)],
+)
+def test_parameters_are_known_whole_and_layer_by_layer(shape, known):
+  """In any order of their axes: compilers turn kernels around."""
+  wanted = dataclasses.replace(WANTED, sharded=((6, 40, 30), (7, 8)), fsdp=8)
+  assert judge.is_parameter(hlo.Shape("bf16", shape), wanted) == known
