@@ -106,7 +106,8 @@ def purpose_of(one: exchange.Exchange, shape: hlo.Shape, wanted: Expected) -> st
   """Why an array is exchanged; None is for no good reason.
 
   TPUs' compiler makes an all-reduce of a gather of little, whose parts do not overlap,
-  and of a reduce-scatter; what it was is still to be seen from its shape and source.
+  and of a reduce-scatter; what it was is still to be seen from its shape and source. Of
+  biases in training it is not, and they pass for gradients.
   """
   sums = one.kind in ("all-reduce", "reduce-scatter")
   if shape.dtype == "f32" and shape.sizes == (wanted.batch, wanted.dim):
@@ -117,7 +118,8 @@ def purpose_of(one: exchange.Exchange, shape: hlo.Shape, wanted: Expected) -> st
       return "embeddings" if gathers else "embeddings' gradient"
   if not wanted.training and shape.elements <= wanted.batch and not _floating(shape):
     return "rest"  # which rows they are, and which count
-  if one.kind == "all-gather" and is_parameter(shape, wanted):
+  gathered = one.kind == "all-gather" or (sums and not wanted.training)
+  if gathered and is_parameter(shape, wanted):
     return "parameters"
   if sums and wanted.training and _floating(shape):
     # Whether they are gradients shows in how many they are.
@@ -126,12 +128,13 @@ def purpose_of(one: exchange.Exchange, shape: hlo.Shape, wanted: Expected) -> st
 
 
 def is_parameter(shape: hlo.Shape, wanted: Expected) -> bool:
-  """Whether it is as large as a sharded parameter, or as one layer of a stacked one."""
-  squeezed = lambda sizes: sorted(n for n in sizes if n > 1)
-  return any(
-    squeezed(shape.sizes) in (squeezed(sizes), squeezed(sizes[1:]))
-    for sizes in wanted.sharded
-  )
+  """Whether it is as large as a sharded parameter, or as one layer of a stacked one.
+
+  Compilers turn kernels around and fold biases.
+  """
+  sizes = {math.prod(x) for x in wanted.sharded}
+  layers = {math.prod(x[1:]) for x in wanted.sharded if len(x) > 1}
+  return shape.elements in sizes | layers
 
 
 def complaints(
