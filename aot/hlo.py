@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = ")
@@ -13,7 +13,7 @@ _OPCODE = re.compile(r"\s*([\w-]+)\(")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 # The two halves of an asynchronous one are "-start" and "-done".
-_COLLECTIVE = re.compile(
+COLLECTIVE = re.compile(
   r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all"
   r"|collective-permute|collective-broadcast)(-start)?"
 )
@@ -71,14 +71,62 @@ class Instruction:
     return f"{self.name} = {self.target or self.opcode} -> {shapes}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One line of HLO as it is written.
+
+  Attributes:
+    computation: that it is part of.
+    name, opcode: as in "%name = f32[2] opcode(...)".
+    result: its type.
+    rest: from the opcode on.
+  """
+
+  computation: str
+  name: str
+  opcode: str
+  result: str
+  rest: str
+
+  @property
+  def called(self) -> list[str]:
+    """Computations that it calls."""
+    return _CALLED.findall(self.rest)
+
+
 def instructions(text: str) -> list[Instruction]:
   """Every instruction of every computation of a program.
 
   Raises:
     ValueError: if nothing can be read, so that no check passes for lack of a program.
   """
-  rows = []
+  rows = list(lines(text))
+  if not rows:
+    raise ValueError(f"This is not the text of a program: {text[:80]!r}.")
   called: dict[str, dict[str, set[str]]] = {"fusion": {}, "while": {}, "other": {}}
+  for row in rows:
+    by = row.opcode if row.opcode in called else "other"
+    called[by].setdefault(row.computation, set()).update(row.called)
+  fused, looped = _inside("fusion", called), _inside("while", called)
+  return [
+    Instruction(
+      name=row.name,
+      opcode=row.opcode,
+      target=target[1] if (target := _TARGET.search(row.rest)) else "",
+      shapes=shapes_of(row.result),
+      fused=row.computation in fused,
+      looped=row.computation in looped,
+    )
+    for row in rows
+  ]
+
+
+def lines(text: str) -> Iterator[Line]:
+  """A program line by line, unread.
+
+  Raises:
+    ValueError: for an instruction of unknown form.
+  """
   computation = ""
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
@@ -90,24 +138,7 @@ def instructions(text: str) -> list[Instruction]:
         raise ValueError(
           f"Cannot read this line of HLO, {line!r}; aot/hlo.py must learn its form."
         )
-      target = _TARGET.search(rest)
-      rows.append((computation, start[1], opcode[1], target, result))
-      by = opcode[1] if opcode[1] in called else "other"
-      called[by].setdefault(computation, set()).update(_CALLED.findall(rest))
-  if not rows:
-    raise ValueError(f"This is not the text of a program: {text[:80]!r}.")
-  fused, looped = _inside("fusion", called), _inside("while", called)
-  return [
-    Instruction(
-      name=name,
-      opcode=opcode,
-      target=target[1] if target else "",
-      shapes=tuple(_shapes(result)),
-      fused=computation in fused,
-      looped=computation in looped,
-    )
-    for computation, name, opcode, target, result in rows
-  ]
+      yield Line(computation, start[1], opcode[1], result, rest)
 
 
 def _inside(kind: str, called: dict[str, dict[str, set[str]]]) -> set[str]:
@@ -141,7 +172,7 @@ def collectives(program: Iterable[Instruction]) -> dict[str, list[Instruction]]:
   """What devices exchange, by kind."""
   found = collections.defaultdict(list)
   for x in program:
-    if kind := _COLLECTIVE.fullmatch(x.opcode):
+    if kind := COLLECTIVE.fullmatch(x.opcode):
       found[kind[1]].append(x)
   return dict(found)
 
@@ -159,6 +190,9 @@ def _split_type(text: str) -> tuple[str, str]:
   return text, ""
 
 
-def _shapes(result: str) -> Iterable[Shape]:
-  for dtype, sizes in _SHAPE.findall(result):
-    yield Shape(dtype, tuple(int(n) for n in sizes.split(",") if n))
+def shapes_of(result: str) -> tuple[Shape, ...]:
+  """All arrays of a type, which may be a tuple."""
+  return tuple(
+    Shape(dtype, tuple(int(n) for n in sizes.split(",") if n))
+    for dtype, sizes in _SHAPE.findall(result)
+  )

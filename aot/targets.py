@@ -1,4 +1,4 @@
-"""H100s and TPU v5e slices, and compiling for them on a machine that has neither.
+"""H100s and slices of TPUs, and compiling for them on a machine that has neither.
 
 The compilers of both run on any x86-64 Linux with `requirements-aot.txt` installed. What
 comes back is their answer for that chip: the memory they plan and the program they would
@@ -31,7 +31,8 @@ H100_DESCRIPTION = pathlib.Path(__file__).parent / "h100.txtpb"
 # matmuls are cuBLAS calls.
 H100_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 # libtpu asks the cloud's metadata server and the host for the first three unless it is
-# told, and lets one process at a time open chips, of which there are none here.
+# told, and lets one process at a time open chips, of which there are none here. It
+# compiles for another generation than the host's all the same.
 TPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -112,23 +113,40 @@ def h100(count: int) -> Target:
   return Target(f"{count} x H100", topology.devices, H100_OPTIONS, plans=True)
 
 
-def tpu_v5e(shape: str) -> Target:
-  """A slice of TPU v5e: "1x1", or chips as "rows x columns", such as "2x4"."""
+def tpu(generation: str, shape: str) -> Target:
+  """A slice of TPUs: of "v5e" such as "1x1" or "16x16" chips, of "v4" "4x4x4"."""
   _prepare(TPU_PACKAGES)
   count = math.prod(int(n) for n in shape.split("x"))
-  # Slices come in hosts of four chips; fewer have to be asked for by the host's shape.
-  smaller = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+  asked: dict[str, Any] = {}
+  if count == 1:
+    # Slices come in hosts of four chips; fewer have to be asked for by the host's shape.
+    asked["chips_per_host_bounds"] = (1, 1, 1)
+  if generation == "v4":
+    # A v4 has two cores, which are one device to JAX unless one asks for two.
+    asked["chip_config_name"] = "megacore"
   topology = topologies.get_topology_desc(
-    platform="tpu", topology_name=f"v5e:{shape}", **smaller
+    platform="tpu", topology_name=f"{generation}:{shape}", **asked
   )
-  return Target(f"{count} x TPU v5e", topology.devices)
+  if len(topology.devices) != count:
+    raise RuntimeError(
+      f"Expected a device for each of the {count} chips of {generation}:{shape}, got "
+      f"{len(topology.devices)}; see how this libtpu names a chip's configurations."
+    )
+  return Target(f"{count} x TPU {generation}", topology.devices)
 
 
 # By the names that command lines and reports use, in every count that they use.
 TARGETS: dict[str, dict[int, Callable[[], Target]]] = {
   "h100": {count: functools.partial(h100, count) for count in (1, 8)},
-  "tpu_v5e": {1: lambda: tpu_v5e("1x1"), 8: lambda: tpu_v5e("2x4")},
+  "tpu_v5e": {
+    chips: functools.partial(tpu, "v5e", shape)
+    for chips, shape in ((1, "1x1"), (8, "2x4"), (256, "16x16"))
+  },
+  "tpu_v4": {64: functools.partial(tpu, "v4", "4x4x4")},
 }
+GIB = 2**30
+# Of one device, in bytes: what is sold as "80 GB" for GPUs and "GiB" for TPUs.
+DEVICE_MEMORY = {"h100": int(80e9), "tpu_v5e": 16 * GIB, "tpu_v4": 32 * GIB}
 
 
 def compile_for(target: Target, function: Any, *args: Any, **kwargs: Any) -> Program:

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -65,6 +65,24 @@ class Evaluation:
     }
 
 
+def encoder(
+  graph: nnx.GraphDef, mesh: Mesh, tower: Literal["encode_image", "encode_text"]
+) -> Callable[[Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array, jax.Array]]:
+  """One tower's evaluation step: (parameters, a global batch) to its embeddings, jitted.
+
+  The batch has "input" (pictures or tokens), "index" and "mask", spread over the mesh;
+  embeddings [batch, dim], indices and mask come back whole on every device, because every
+  process measures all of them.
+  """
+
+  def encode(params, rows):
+    model = nnx.merge(graph, params)
+    layers.gather_blocks(model, sharding.gather(mesh))
+    return getattr(model, tower)(rows["input"]), rows["index"], rows["mask"]
+
+  return jax.jit(encode, out_shardings=sharding.replicated(mesh))
+
+
 class Evaluator:
   """Compiled once, called with parameters as often as wanted.
 
@@ -89,19 +107,8 @@ class Evaluator:
     self._tokenizer = tokenizer
     self._image_size = image_size
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    everywhere = sharding.replicated(mesh)
-
-    def encoder(tower: str) -> Callable:
-      def encode(params, rows):
-        model = nnx.merge(graph, params)
-        layers.gather_blocks(model, sharding.gather(mesh))
-        embedded = getattr(model, tower)(rows["input"])
-        return embedded, rows["index"], rows["mask"]
-
-      return jax.jit(encode, out_shardings=everywhere)
-
-    self._encode_image = encoder("encode_image")
-    self._encode_text = encoder("encode_text")
+    self._encode_image = encoder(graph, mesh, "encode_image")
+    self._encode_text = encoder(graph, mesh, "encode_text")
 
   def check(self) -> None:
     """Looks at all `examples`, and whether all processes have the same.

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -53,6 +53,7 @@ def make(
   cfg: Config,
   size: sizes.TwoTowerSize | None = None,
   cache: pathlib.Path | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Plan:
   """Resolves names and checks, before any time is spent, that everything fits.
 
@@ -60,11 +61,12 @@ def make(
     cfg: of the run.
     size: of weights that were loaded; None makes the config's model.
     cache: a folder for indices that cannot be written beside the data.
+    devices: to make the mesh of; None is all there are.
 
   Raises:
     ValueError: if something does not fit the devices, the data, or the rest.
   """
-  mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp)
+  mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp, devices)
   if jax.process_index() == 0:
     log.info("%s", sharding.describe(mesh))
   sharding.check_batch(

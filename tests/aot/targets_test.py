@@ -37,4 +37,4 @@ def test_no_plan_is_an_error(tmp_path):
 def test_a_missing_compiler_says_how_to_get_it(monkeypatch):
   monkeypatch.setattr(targets, "TPU_PACKAGES", ("no-such-compiler",))
   with pytest.raises(ModuleNotFoundError, match=r"-r requirements-aot\.txt"):
-    targets.tpu_v5e("2x4")
+    targets.tpu("v5e", "2x4")
