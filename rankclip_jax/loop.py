@@ -26,7 +26,7 @@ from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.saving import SaveClock, Saver
 from rankclip_jax.state import TrainState
 from rankclip_jax.stopping import StopSignal
-from rankclip_jax.together import together
+from rankclip_jax.together import of_all, together
 from rankclip_jax.utilisation import rates_of
 from rankclip_jax.watchdog import Watchdog
 from rankclip_jax.wishes import Wish, Wishes
@@ -243,6 +243,7 @@ class Loop:
     self._watchdog.doing("compiling the step")
     self._step = compile_ahead(self._plan, plans.batch_shapes(self._cfg, self._plan))
     self._progress.say(str(self._step))
+    of_all(True)  # sockets are opened by the first step, which waits 30 s for the slowest
     self._pending.restart_clock()
     return {"compile_seconds": self._step.seconds}
 
