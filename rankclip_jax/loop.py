@@ -148,7 +148,9 @@ class Loop:
           return False
         host = {} if self._step else self._compile()
         self._watchdog.doing(f"step {step + 1}")
-        self._captures.between(step, state.step)
+        if self._captures.between(step, state.step):
+          self._pending.restart_clock()
+          self._feed.pause()
         try:
           batch, ids, waited = self._feed.next()
         except Exception:  # of this process alone; several fail as `Feed` says

@@ -53,13 +53,20 @@ class Captures(contextlib.AbstractContextManager):
       signal.signal(SIGNAL, self._previous)
     self._stop()
 
-  def between(self, step: int, state: Any) -> None:
-    """After `step` steps, and before the next; `state` is what the last one computes."""
-    if self._running and step >= self._running[0]:
+  def between(self, step: int, state: Any) -> bool:
+    """After `step` steps, and before the next; `state` is what the last one computes.
+
+    Returns:
+      Whether a capture began or ended, which takes time that is no step's.
+    """
+    ends = bool(self._running) and step >= self._running[0]
+    if ends:
       jax.block_until_ready(state)  # or the capture would end before the device does
       self._stop()
-    if not self._running and (self._asked or step in self._steps):
+    begins = not self._running and (self._asked or step in self._steps)
+    if begins:
       self._start(step)
+    return ends or begins
 
   def _start(self, step: int) -> None:
     self._asked = False
