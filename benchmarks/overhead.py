@@ -11,8 +11,9 @@ Of the quickstart (configs/openmoji.py), by hooks into the code that `main.py` r
    around it with the same batches from the host's memory, and the loop with its input.
    What the loop costs is the median over turns of the part that is not the step.
 
-Both by the clock and by the processors' time, which other work on the machine changes
-less. On CPUs the input's threads take from the step what they use.
+Other work on the machine changes seconds by the clock; so starts have the processors'
+time beside them, and the loop that of its own thread, where everything happens but the
+step and the input. On CPUs the input's threads take from the step what they use.
 """
 
 import argparse
@@ -126,8 +127,8 @@ def starts(count: int) -> list[dict[str, tuple[float, float]]]:
 
 
 def clocks() -> tuple[float, float]:
-  """Seconds of the clock, and of all processors for this process."""
-  return time.perf_counter(), time.process_time()
+  """Seconds of the clock, and those that this thread computed."""
+  return time.perf_counter(), time.thread_time()
 
 
 class Blocks:
@@ -136,8 +137,8 @@ class Blocks:
   Takes the place of the loop's `compile_step` and of its input.
 
   Attributes:
-    seconds: of a step, by the clock and by the processors, a pair a turn, by kind of
-      block.
+    seconds: of a step, by the clock and by what the loop's thread computed, a pair a
+      turn, by kind of block.
   """
 
   def __init__(self, steps: int, rounds: int):
@@ -189,8 +190,8 @@ class Blocks:
 
   def _note(self, kind: str) -> None:
     pair = zip(clocks(), self._began, strict=True)
-    wall, processors = ((now - then) / self._steps for now, then in pair)
-    self.seconds[kind].append((wall, processors))
+    wall, thread = ((now - then) / self._steps for now, then in pair)
+    self.seconds[kind].append((wall, thread))
 
   def _alone(self, step: Any, state: Any) -> None:
     """The step again and again on the batches that lie on the devices already."""
@@ -273,17 +274,19 @@ def table_of_loops(found: dict[str, list[tuple[float, float]]]) -> str:
   }
   lines = [
     f"| | ms a step | not the step (asked for: {MOST_SHARE:.0%}) | quartiles "
-    "| ms of processors | not the step | quartiles |",
-    "|---|---:|---:|---:|---:|---:|---:|",
+    "| ms of the loop's thread | over the step's |",
+    "|---|---:|---:|---:|---:|---:|",
   ]
+  bare_wall, bare_thread = map(list, zip(*found["bare"], strict=True))
   for kind, pairs in found.items():
-    cells = [names[kind]]
-    for i in (0, 1):
-      values, bare = [p[i] for p in pairs], [p[i] for p in found["bare"]]
-      median, low, high = share(values, bare)
-      cells.append(f"{1e3 * statistics.median(values):.1f}")
-      told = [f"{median:+.1%}", f"{low:+.1%} to {high:+.1%}"]
-      cells += told if kind != "bare" else ["", ""]
+    wall, thread = map(list, zip(*pairs, strict=True))
+    cells = [names[kind], f"{1e3 * statistics.median(wall):.1f}", "", ""]
+    cells += [f"{1e3 * statistics.median(thread):.1f}", ""]
+    if kind != "bare":
+      median, low, high = share(wall, bare_wall)
+      cells[2:4] = f"{median:+.1%}", f"{low:+.1%} to {high:+.1%}"
+      parts = zip(thread, bare_thread, bare_wall, strict=True)
+      cells[5] = f"{statistics.median((a - b) / w for a, b, w in parts):+.1%}"
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
