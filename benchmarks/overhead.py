@@ -95,14 +95,14 @@ def start(began: float, workdir: pathlib.Path) -> None:
 
     setattr(module, name, marking)
 
-  def compile_step(p: plan.Plan) -> None:
+  def compile_ahead(*_: Any) -> None:
     mark("held-out data")
     raise Done
 
   before(plan, "make", "workdir, checkpoints")
   before(state, "create", BEFORE_COMPILING)
   before(loop, "evaluator_of", "first weights (compiled)")
-  loop.compile_step = compile_step
+  loop.compile_ahead = compile_ahead
   with contextlib.suppress(Done):
     launcher.run(cfg, workdir)
   spans = itertools.pairwise(marks)
@@ -134,7 +134,7 @@ def clocks() -> tuple[float, float]:
 class Blocks:
   """A training's steps, in blocks that take turns, and how long a step of each took.
 
-  Takes the place of the loop's `compile_step` and of its input.
+  Takes the place of the loop's `compile_ahead` and of its input.
 
   Attributes:
     seconds: of a step, by the clock and by what the loop's thread computed, a pair a
@@ -161,9 +161,9 @@ class Blocks:
       for _ in range(SETTLING + self._steps):
         yield next(real)
 
-  def compile_step(self, make: Callable[[Any], Any], p: Any) -> Callable[[Any, Any], Any]:
-    """The step of a plan, with a clock around it."""
-    step = make(p)
+  def clocked(self, compiled: Any) -> Any:
+    """A compiled step with a clock around it."""
+    step = compiled.call
 
     def timed(state: Any, rows: Any) -> Any:
       block, place = divmod(self._taken, SETTLING + self._steps)
@@ -182,7 +182,7 @@ class Blocks:
       self._taken += 1
       return step(state, rows)
 
-    return timed
+    return dataclasses.replace(compiled, call=timed)
 
   def _end_block(self, kind: str) -> None:
     """From dispatch to dispatch: the loop itself waits for the last step but one."""
@@ -218,8 +218,8 @@ def loops(steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
 
   # The first round compiles and fills what it keeps.
   blocks = Blocks(steps, rounds + 1)
-  make, batches_of = loop.compile_step, loop.plans.batches_of
-  loop.compile_step = lambda p: blocks.compile_step(make, p)
+  make, batches_of = loop.compile_ahead, loop.plans.batches_of
+  loop.compile_ahead = lambda *args: blocks.clocked(make(*args))
   loop.plans.batches_of = lambda *args: blocks.batches(batches_of(*args))
   cfg = quickstart(
     optim={"epochs": 10_000},
