@@ -93,27 +93,23 @@ def every(first: step.Case, batches: list[int], args) -> Iterator[step.Case]:
 def cheapest(
   first: step.Case, batches: list[int], known: dict[str, dict], args
 ) -> Iterator[step.Case]:
-  """For each batch the first of the ladder that fits, or the last that there is."""
+  """For each batch the first of the ladder that fits, until none does."""
   rung, before = 0, None  # a larger batch takes at least what a smaller one took
   for batch in batches:
-    for rung in range(rung, len(LADDER)):  # noqa: B020
+    while rung < len(LADDER):
       remat, pieces = LADDER[rung]
       case = dataclasses.replace(first, batch=batch, remat=remat, micro_batches=pieces)
       # Statistics of a whole batch are not those of its pieces.
       if pieces > 1 and (first.model == "RN50" or (batch // first.devices) % pieces):
-        break
-      if before and before[0].remat == remat and too_large(case, *before):
-        continue
-      facts = found(case, known, args)
-      if facts.get("total") and not facts["error"]:
-        before = case, facts
-      if fits(case, facts):
-        yield case
-        break
-    else:
-      return
-    if not fits(case, found(case, known, args)):
-      return
+        return
+      if not (before and before[0].remat == remat and too_large(case, *before)):
+        facts = found(case, known, args)
+        if not facts["error"]:
+          before = case, facts
+        if fits(case, facts):
+          yield case
+          break
+      rung += 1
 
 
 def too_large(case: step.Case, smaller: step.Case, facts: dict) -> bool:

@@ -93,12 +93,17 @@ def own_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> list[in
 def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
   """What `models.layers.gather_blocks` needs: a tree to the same, whole on every device.
 
-  The gradient of what is gathered is summed over devices and scattered back to where the
-  parameters lie. None where no device shares its parameters.
+  The gradient of what is gathered is not asked for whole, as that of a constraint would
+  be: it is reduce-scattered to where the parameters lie, and only shards are summed over
+  `data`. None where no device shares its parameters.
   """
   if mesh.shape["fsdp"] == 1:
     return None
-  return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+  constrain = lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+  whole = jax.custom_vjp(constrain)
+  # Not `whole` again: `layers.scan` has to see the constraint, to gather twice.
+  whole.defvjp(lambda tree: (constrain(tree), None), lambda _, gradient: (gradient,))
+  return whole
 
 
 def _shape(data: int, fsdp: int, count: int) -> tuple[int, int]:

