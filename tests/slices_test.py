@@ -27,7 +27,7 @@ from jax.experimental import topologies
 from aot import targets
 from rankclip_jax import sharding
 
-targets.tpu_v5e("2x4")  # finds libtpu
+targets.tpu("v5e", "2x4")  # finds libtpu
 for shape, slices, fsdp in json.loads(sys.argv[1]):
   devices = topologies.get_topology_desc(
     platform="tpu", topology_name=shape, num_slices=slices
