@@ -247,6 +247,7 @@ class Loop:
     self._progress.say(str(self._step))
     of_all(True)  # sockets are opened by the first step, which waits 30 s for the slowest
     self._pending.restart_clock()
+    self._progress.restart_clock()
     return {"compile_seconds": self._step.seconds}
 
   def _take(

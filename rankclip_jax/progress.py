@@ -53,6 +53,10 @@ class TrainingProgress:
       left = per_step * (self._num_steps - step)
       self._console.print(f"step {step}/{self._num_steps}  {terms}  {left:.0f} s left")
 
+  def restart_clock(self) -> None:
+    """Keeps what has passed out of the time that is left."""
+    self._began = time.monotonic()
+
   def say(self, message: str) -> None:
     """Prints a line above the bar."""
     self._bar.console.print(message, highlight=False)

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from rankclip_jax import config, profiling, train
+from rankclip_jax.data import interrupts
 from rankclip_jax.profiling import Captures
 
 CFG = config.Config(
@@ -39,6 +40,12 @@ def test_chosen_steps_of_a_training_are_captured_whole(tmp_path, capsys):
   assert first["model_flops_per_second_per_device"] > 0
   assert first["host_memory_gib"] > 0.1
   assert "mfu" not in first
+
+
+def test_whoever_reads_for_a_run_is_left_alone():
+  with interrupts.blocked():
+    assert profiling.SIGNAL in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+  assert profiling.SIGNAL not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.fixture

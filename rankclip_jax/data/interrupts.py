@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 # Not SIGTERM, by which multiprocessing ends what it started.
-_OTHERS_DECIDE = {signal.SIGINT, signal.SIGUSR1}
+_OTHERS_DECIDE = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-  """Processes and threads that are started within never see Ctrl-C, nor SIGUSR1.
+  """Processes and threads that are started within never see Ctrl-C, nor SIGUSR1 and 2.
 
   They inherit the mask. This process may see it at any time: its other threads do.
   """

@@ -12,6 +12,8 @@ from rankclip_jax.report.run import Run
 # Of checkpoints that the suite measured.
 _OF_CHECKPOINTS = {**numbers.HEADLINES, "lp_acc1": "Linear probe top-1"}
 _MOST_OF_CHECKPOINTS = 12
+# What is logged once, when a run starts or goes on, and is no curve.
+_ONCE = ("compile_",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ PANELS = (
   Panel("grad_norm", "Gradient norm", log=True),
   Panel("lr", "Learning rate", smooth=False),
   Panel("examples_per_second", "Examples per second", cut=True),
+  Panel("mfu", "Model FLOP/s of the peak (MFU)", cut=True),
+  Panel("model_flops_per_second_per_device", "Model FLOP/s of a device", cut=True),
   Panel("data_wait_seconds", "Data wait (s)", cut=True),
   Panel("step_seconds", "Step time (s)", cut=True),
 )
@@ -134,6 +138,7 @@ def _further(runs: Sequence[Run]) -> list[Panel]:
   """Panels for what was logged and is neither in `PANELS` nor an evaluation."""
   known = {panel.key for panel in PANELS}
   keys = {key for run in runs for key in run.curves if not key.startswith("eval/")}
+  known |= {key for key in keys if key.startswith(_ONCE)}
   return [
     Panel(key, key.removeprefix("train/").replace("_", " ").capitalize())
     for key in sorted(keys - known)
