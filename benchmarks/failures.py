@@ -219,6 +219,8 @@ def main() -> None:
     rows = [trial(name, root, args, chance) for name in trials]
   for name in dict.fromkeys(trials):
     print(f"\n{summary(name, [r for n, r in rows if n == name])}")
+  if not all(alike for _, (_, alike) in rows):
+    sys.exit(1)
 
 
 def trial(

@@ -7,6 +7,7 @@ into a temporary directory and renames it when complete, so a killed save leaves
 previous checkpoint as it was.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -91,6 +92,9 @@ class Checkpoints:
         )
       )
     self._best_metric = best_metric
+    self._aside = 0  # how many could not be read
+    self._waiting: concurrent.futures.Future[None] | None = None
+    self._waiter = concurrent.futures.ThreadPoolExecutor(1, "wait for save")
     if read_only:  # and waits for nobody
       self._set_aside_unreadable_scores(read_only)
     else:
@@ -106,8 +110,12 @@ class Checkpoints:
         create=not read_only,
         read_only=read_only,
         async_options=ocp.AsyncOptions(timeout_secs=timeout_seconds),
+        **(_alone() if read_only else {}),
       ),
     )
+    # Orbax's barriers would hold the others where one process cannot read.
+    several = jax.process_count() > 1 and not read_only
+    self._reader = Checkpoints(workdir, read_only=True)._manager if several else None
     if not read_only:
       self._see_alike()
 
@@ -130,7 +138,7 @@ class Checkpoints:
       facts: JSON-serialisable.
       metrics: of an evaluation at this step; only such a checkpoint can be the best.
     """
-    if step in self._manager.all_steps():
+    if of_all(step in self._manager.all_steps()).any():
       return
     self.check_scores(metrics)
     value = metrics[self._best_metric] if metrics else None
@@ -146,6 +154,7 @@ class Checkpoints:
       ),
       metrics=None if value is None else {self._best_metric: value},
     )
+    self._waiting = self._waiter.submit(self._manager.wait_until_finished)
 
   def check_scores(self, metrics: Mapping[str, float | None] | None) -> None:
     """Refuses scores of which none says how good a checkpoint is."""
@@ -170,6 +179,7 @@ class Checkpoints:
       ValueError: if there are checkpoints and none of them can be read.
     """
     steps = self.steps()
+    any_aside = of_all(self._aside).any()  # by its scores, and by process 0
     for step in reversed(steps):
       facts = self._or_set_aside(step, lambda step=step: self._facts(step))
       if facts is None:
@@ -179,10 +189,11 @@ class Checkpoints:
       restored = self._or_set_aside(step, read)
       if restored is not None:
         return restored
-    if steps:
+    if steps or any_aside:
+      which = f" at steps {steps}" if steps else ""
       raise ValueError(
-        f"None of the checkpoints at steps {steps} of {self._workdir} could be read; "
-        f"they were moved to {ASIDE}/. Start again in another workdir, or bring one back."
+        f"None of the checkpoints{which} of {self._workdir} could be read; they were "
+        f"moved to {ASIDE}/. Start again in another workdir, or bring one back."
       )
     return None
 
@@ -221,12 +232,17 @@ class Checkpoints:
     return restored.params
 
   def is_saving(self) -> bool:
-    """Whether something is still being written."""
-    return self._manager.is_saving_in_progress()
+    """Whether something is still being written.
+
+    Orbax's own flag stays up where only one process fails.
+    """
+    return bool(self._waiting) and not self._waiting.done()
 
   def wait(self) -> None:
     """Returns when every save that was started is complete; raises what ended one."""
-    self._manager.wait_until_finished()
+    waiting, self._waiting = self._waiting, None
+    if waiting:
+      waiting.result()
 
   def clean_up_after_failure(self) -> None:
     """Forgets a save that failed; what it wrote may be what fills the disk."""
@@ -237,10 +253,13 @@ class Checkpoints:
 
   def close(self) -> None:
     """Finishes what was started and gives back the threads."""
+    self._waiter.shutdown()
     self._manager.close()
+    if self._reader:
+      self._reader.close()
 
   def _facts(self, step: int) -> Mapping[str, Any]:
-    items: Any = self._manager.restore(
+    items: Any = (self._reader or self._manager).restore(
       step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
     )
     return items.facts
@@ -248,7 +267,7 @@ class Checkpoints:
   def _restore(
     self, step: int, facts: Mapping[str, Any], abstract: TrainState
   ) -> Restored:
-    items: Any = self._manager.restore(
+    items: Any = (self._reader or self._manager).restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(abstract.params),
@@ -279,7 +298,10 @@ class Checkpoints:
     try:
       result = read()
     except Exception as caught:
-      if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
+      # A right that is missing moves nothing either.
+      if isinstance(caught, MemoryError | PermissionError) or (
+        "RESOURCE_EXHAUSTED" in str(caught)
+      ):
         raise
       error = caught
     if of_all(error is None).all():
@@ -287,6 +309,8 @@ class Checkpoints:
     why = str(error or "another process cannot read it")
     by_first(lambda: self._set_aside(step, why))
     self._manager.reload()
+    if self._reader:
+      self._reader.reload()
     return None
 
   def _try_to_write(self) -> None:
@@ -308,6 +332,8 @@ class Checkpoints:
   def _set_aside_unreadable_scores(self, read_only: bool) -> None:
     """Orbax reads all scores when it opens a folder, and one torn file would stop it."""
     for path in sorted((self._workdir / DIRECTORY).glob("*/metrics/metrics")):
+      if not path.parents[1].name.isdecimal():  # it is being written, or never was
+        continue
       try:
         json.loads(path.read_text(encoding="utf-8"))
       except ValueError as error:
@@ -317,6 +343,7 @@ class Checkpoints:
             "again, which sets it aside, or remove it."
           ) from error
         self._set_aside(int(path.parents[1].name), f"{path.name}: {error}")
+        self._aside += 1
 
   def _set_aside(self, step: int, why: str) -> None:
     """For process 0."""
@@ -391,6 +418,17 @@ def of_run(workdir: pathlib.Path) -> Checkpoints:
     plain.close()
     best = config.best_metric(config.from_config_dict(facts["config"]))
     return Checkpoints(workdir, read_only=True, best_metric=best)
+
+
+def _alone() -> dict[str, Any]:
+  """Options of a manager that waits for no other process."""
+  if jax.process_count() == 1:
+    return {}
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+  )
+  return {"multiprocessing_options": alone}
 
 
 def hush() -> None:

@@ -168,7 +168,8 @@ class Loop:
         )
       if summary := self._bad.summary():
         self._progress.say(summary)
-    self._end()
+      self._watchdog.doing("writing results")
+      self._end()
     return True
 
   def _begin(self) -> None:
@@ -234,7 +235,10 @@ class Loop:
     """Before an error of the data ends the run."""
     self._read()
     if step > self._first:
-      self._saver.save(state, step, self._known(evaluated=True))
+      alone = jax.process_count() == 1
+      # Whoever told this run to stop is told that it was saved.
+      save = self._saver.finish if alone and self._stop.received else self._saver.save
+      save(state, step, self._known(evaluated=True), None)
 
   def _known(self, *, evaluated: bool) -> dict[str, Any]:
     """What is stored with the arrays."""

@@ -120,6 +120,8 @@ class Saver:
       self._saved.save(state, step, facts, scores)
       self._writing = step
     except Exception as error:
+      if jax.process_count() > 1:
+        raise  # the others may wait for this one within Orbax
       self._failed(step, error)
 
   def finish(

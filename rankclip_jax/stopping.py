@@ -37,7 +37,7 @@ def leave_when_told() -> None:
 def _leave(number, frame) -> None:
   del frame
   name = signal.Signals(number).name
-  print(f"{name} came before there was anything to save.", file=sys.stderr, flush=True)
+  print(f"{name} came when nothing was left to save.", file=sys.stderr, flush=True)
   sys.exit(EXIT_STOPPED)
 
 

@@ -245,3 +245,11 @@ def test_processes_wait_until_they_see_the_same(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, "_SECONDS_TO_APPEAR", 0.05)
   with pytest.raises(ValueError, match="Processes see different checkpoints"):
     checkpoint.Checkpoints(tmp_path)
+
+
+def test_scores_of_a_save_that_never_ended_are_nobodys(tmp_path):
+  torn = tmp_path / checkpoint.DIRECTORY / "7.orbax-checkpoint-tmp" / "metrics"
+  torn.mkdir(parents=True)
+  (torn / "metrics").write_text("")
+  checkpoint.Checkpoints(tmp_path, read_only=True).close()
+  checkpoint.Checkpoints(tmp_path).close()

@@ -19,7 +19,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(number, caps
   with pytest.raises(SystemExit) as ended:
     signal.raise_signal(number)
   assert ended.value.code == stopping.EXIT_STOPPED == 75
-  assert f"{number.name} came before" in capsys.readouterr().err
+  assert f"{number.name} came when nothing was left to save" in capsys.readouterr().err
 
 
 def test_the_loop_remembers_and_gives_back():
@@ -57,5 +57,5 @@ def test_main_hears_signals_while_it_imports(tmp_path):
   process.send_signal(signal.SIGTERM)
   rest = process.communicate(timeout=60)[1]
   assert process.returncode == stopping.EXIT_STOPPED
-  assert "SIGTERM came before there was anything to save" in rest
+  assert "SIGTERM came when nothing was left to save" in rest
   assert "| jax\n" not in rest

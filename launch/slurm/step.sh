@@ -8,12 +8,13 @@
 . launch/dry_run.sh
 
 # `step ARGUMENTS...`: srun, and the job again if it was stopped with its state saved (75),
-# or JAX's runtime ended tasks because another was lost (134, which is SIGABRT).
+# or a task was lost (137, SIGKILL), or JAX's runtime ended the others for it (134,
+# SIGABRT). What fails so every time is not tried for ever.
 step() {
   local code=0
   # srun no longer inherits the job's number of CPUs (Slurm 22.05).
   run srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" || code=$?
-  if ((code == 75 || code == 134)); then
+  if ((code == 75)) || { ((code == 134 || code == 137)) && ((${SLURM_RESTART_COUNT:-0} < 20)); }; then
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$code"

@@ -14,9 +14,13 @@ from typing import NoReturn
 import jax
 
 # What Gloo, NCCL, and JAX's own services say when they no longer reach another process.
+# They begin with a status, as all errors of XLA do, and are not of memory or of a bug.
 _SIGNS = re.compile(
-  r"Gloo .* failed|gloo/transport|NCCL operation .* failed|ncclRemoteError"
-  r"|coordination service|heartbeat|Connection (closed|reset) by peer|Socket closed"
+  r"^(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b"
+  r"(?!.*(out of memory|mismatch))"
+  r".*(Gloo .* failed|gloo/transport|NCCL|coordination service|heartbeat"
+  r"|Connection (closed|reset) by peer|Socket closed|failed to connect)",
+  re.DOTALL,
 )
 
 log = logging.getLogger(__name__)
@@ -25,7 +29,12 @@ log = logging.getLogger(__name__)
 def is_loss(error: BaseException) -> bool:
   """Whether this is what is seen of another process that is gone."""
   several = jax.distributed.is_initialized() and jax.process_count() > 1
-  return several and bool(_SIGNS.search(str(error)))
+  return several and not isinstance(error, OSError) and is_sign(str(error))
+
+
+def is_sign(text: str) -> bool:
+  """Whether an error's text is one of a lost process."""
+  return bool(_SIGNS.search(text.removeprefix("jax.errors.JaxRuntimeError: ")))
 
 
 def leave(error: BaseException, code: int) -> NoReturn:
