@@ -242,7 +242,9 @@ class Checkpoints:
     """Returns when every save that was started is complete; raises what ended one."""
     waiting, self._waiting = self._waiting, None
     if waiting:
-      waiting.result()
+      concurrent.futures.wait([waiting])
+      # Orbax raises once in every thread that asks; or the next save would, in this one.
+      self._manager.wait_until_finished()
 
   def clean_up_after_failure(self) -> None:
     """Forgets a save that failed; what it wrote may be what fills the disk."""
