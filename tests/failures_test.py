@@ -54,9 +54,8 @@ def test_a_run_survives_the_loss_of_any_of_its_processes(undisturbed, tmp_path):
 
 def test_training_goes_on_while_one_process_cannot_save(undisturbed, tmp_path):
   """A limit on the size of files stands for a full disk, of process 1 alone."""
-  run = Run(
-    tmp_path, 2, 1, "--config.checkpoint.timeout_seconds=3", "--config.mesh.fsdp=2"
-  )
+  flags = "--config.checkpoint.timeout_seconds=3", "--config.mesh.fsdp=2"
+  run = Run(tmp_path, 2, 1, *flags)
   run.reach(3)
   limit = lambda size: resource.prlimit(
     run.processes[1].pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
