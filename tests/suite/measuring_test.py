@@ -73,7 +73,9 @@ def test_the_numbers_are_those_of_the_embeddings(cfg, tmp_path):
     model.encode_image(grey(4)), model.encode_text(["a", "c", "d", "g"])
   )
   got = found["flickr30k", "geometry"]
-  assert got["metrics"] == pytest.approx(lies, rel=1e-5, abs=1e-6)
+  # Four greys one level apart are tied but for rounding, and so are orders among them.
+  tied = lambda metrics: {k: v for k, v in metrics.items() if "in_modal" not in k}
+  assert tied(got["metrics"]) == pytest.approx(tied(lies), rel=1e-5, abs=1e-6)
   assert got[results.EXTRAS]["pairs"] == 4
 
 
