@@ -9,8 +9,9 @@ import pytest
 from rankclip_jax import checkpoint, config, interop, plan, state
 from rankclip_jax.data.benchmarks import prompts, table
 from tests.data.benchmarks import sets
+from tests.data.pictures import encoded
 from tests.inference_test import CARD, SIZE, drawn
-from tests.suite.runs import CAPTIONS, CIFAR, STEPS
+from tests.suite.runs import CAPTIONS, CIFAR, PICTURES, STEPS
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +21,9 @@ def data(tmp_path_factory):
   # Grey pictures that rise in brightness with their number, and so with their class.
   rising = [CIFAR[i // 9] for i in range(27)]
   sets.prepare_labels(root / "tfds", "cifar10", CIFAR, {"train": rising, "test": rising})
-  sets.write_tars(
-    root / "folders" / "wds_flickr30k", [sets.captioned(*CAPTIONS)], kind="retrieval"
-  )
+  members = sets.captioned(*CAPTIONS)
+  members |= {f"s{i:07}.png": encoded(x, "PNG") for i, x in enumerate(PICTURES)}
+  sets.write_tars(root / "folders" / "wds_flickr30k", [members], kind="retrieval")
   stl10 = prompts.classes_of(table.find("stl10")).names
   sets.write_tars(
     root / "folders" / "wds_stl10",

@@ -3,12 +3,16 @@
 import dataclasses
 import pathlib
 
+import numpy as np
+
 from rankclip_jax.config import Config
 from rankclip_jax.data.benchmarks import prompts, table
 from rankclip_jax.evals import results
 
 CIFAR = prompts.classes_of(table.find("vtab/cifar10")).labels
 CAPTIONS = ("a\nb", "c", "d\ne\nf", "g")
+# Of the captions; none is so like another that rounding decides which is nearer.
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), np.uint8)
 STEPS = (5, 10, 20)
 
 
