@@ -18,7 +18,6 @@ from aot import hlo
 
 _BITS = re.compile(r"[a-z]+?(\d+)")
 _MODULE = re.compile(r"(replica_count|num_partitions)=(\d+)")
-# A mesh may say in brackets in which order it takes the devices.
 _GROUPS = re.compile(
   r"replica_groups=(\{\}|\{\{[\d,]*\}|\[\d+,\d+\]"
   # A mesh may say in which order it takes the devices.

@@ -8,6 +8,7 @@ process of its own and judges the facts; `benchmarks/aot_memory.py` makes a tabl
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -91,6 +92,7 @@ BY_HAND = [
 ]
 
 
+@functools.lru_cache(maxsize=1)  # it is asked for twice, to compile and to judge
 def plan_of(case: Case) -> plan.Plan:
   """`plan.make` on the target's devices, with data enough for a batch."""
   target = targets.TARGETS[case.target][case.devices]()

@@ -16,7 +16,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import machine  # noqa: E402
+from benchmarks import loopback, machine  # noqa: E402
 from rankclip_jax.stopping import EXIT_STOPPED  # noqa: E402
 
 STEPS = 12
@@ -70,29 +69,21 @@ class Run:
   def __init__(self, workdir: pathlib.Path, processes: int, devices: int, *flags: str):
     self.workdir = workdir
     workdir.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as s:
-      s.bind(("127.0.0.1", 0))
-      address = f"127.0.0.1:{s.getsockname()[1]}"
     environment = {
       **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)
     }  # fmt: skip
+    beat = f"--config.distributed.heartbeat_seconds={HEARTBEAT}"
+    command = [sys.executable, "main.py", *FLAGS, f"--workdir={workdir}", beat, *flags]
     self.outputs = [workdir / f"output.{i}.txt" for i in range(processes)]
     self.processes = []
-    for i, path in enumerate(self.outputs):
-      command = [sys.executable, "main.py", *FLAGS, f"--workdir={workdir}", *flags]
-      if processes > 1:
-        command += [
-          "--config.distributed.mode=explicit",
-          f"--config.distributed.coordinator={address}",
-          f"--config.distributed.num_processes={processes}",
-          f"--config.distributed.process_id={i}",
-          f"--config.distributed.heartbeat_seconds={HEARTBEAT}",
-        ]
+    for path, own in zip(self.outputs, loopback.flags(processes), strict=True):
       with path.open("a") as out:
         out.write(f"--- {time.ctime()}\n")
         out.flush()
         self.processes.append(
-          subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+          subprocess.Popen(
+            [*command, *own], cwd=ROOT, env=environment, stdout=out, stderr=out
+          )
         )
 
   def wait(self, seconds: float = PATIENCE) -> tuple[int, ...]:

@@ -170,7 +170,8 @@ class Blocks:
       kind = ("memory", "input")[block % 2]
       if place == 0:
         if block:
-          self._end_block(("memory", "input")[(block - 1) % 2])
+          # From dispatch to dispatch: the loop waits for the last step but one.
+          self._note(("memory", "input")[(block - 1) % 2])
         if block == 2 * self._rounds:
           raise Done
         if kind == "memory":
@@ -183,10 +184,6 @@ class Blocks:
       return step(state, rows)
 
     return dataclasses.replace(compiled, call=timed)
-
-  def _end_block(self, kind: str) -> None:
-    """From dispatch to dispatch: the loop itself waits for the last step but one."""
-    self._note(kind)
 
   def _note(self, kind: str) -> None:
     pair = zip(clocks(), self._began, strict=True)

@@ -80,44 +80,50 @@ class Checkpoints:
         to read only, damaged ones.
     """
     self._workdir = workdir
-    rate = lambda metrics: metrics[best_metric]
-    keep: list[Any] = [policies.LatestN(keep_last)]
-    if keep_best:
-      keep.append(
-        policies.BestN(
-          get_metric_fn=rate,
-          reverse=False,
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
     self._best_metric = best_metric
     self._aside = 0  # how many could not be read
     self._waiting: concurrent.futures.Future[None] | None = None
     self._waiter = concurrent.futures.ThreadPoolExecutor(1, "wait for save")
-    if read_only:  # and waits for nobody
+    if read_only:
       self._set_aside_unreadable_scores(read_only)
-    else:
-      by_first(self._try_to_write)
-      by_first(lambda: self._set_aside_unreadable_scores(read_only))
-    self._manager = ocp.CheckpointManager(
-      (workdir / DIRECTORY).absolute(),
-      item_names=("params", "optimizer", "progress", "facts"),
-      options=ocp.CheckpointManagerOptions(
-        best_fn=rate if best_metric else None,
-        preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        read_only=read_only,
-        async_options=ocp.AsyncOptions(timeout_secs=timeout_seconds),
-        **(_alone() if read_only else {}),
-      ),
+      self._manager = self._reader = self._opened(**_to_read())
+      return
+    by_first(self._try_to_write)
+    by_first(lambda: self._set_aside_unreadable_scores(read_only))
+    kept = policies.AnyPreservationPolicy(self._kept(keep_last, keep_best))
+    self._manager = self._opened(
+      preservation_policy=kept,
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(timeout_secs=timeout_seconds),
     )
     # Orbax's barriers would hold the others where one process cannot read.
-    several = jax.process_count() > 1 and not read_only
-    self._reader = Checkpoints(workdir, read_only=True)._manager if several else None
-    if not read_only:
-      self._see_alike()
+    several = jax.process_count() > 1
+    self._reader = self._opened(**_to_read()) if several else self._manager
+    self._see_alike()
+
+  def _opened(self, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      (self._workdir / DIRECTORY).absolute(),
+      item_names=("params", "optimizer", "progress", "facts"),
+      options=ocp.CheckpointManagerOptions(
+        best_fn=self._rate if self._best_metric else None, **options
+      ),
+    )
+
+  def _rate(self, metrics: Mapping[str, float]) -> float:
+    return metrics[self._best_metric]
+
+  def _kept(self, last: int, best: int) -> list[Any]:
+    """Policies of what stays."""
+    if not best:
+      return [policies.LatestN(last)]
+    of_best = policies.BestN(
+      get_metric_fn=self._rate,
+      reverse=False,
+      n=best,
+      keep_checkpoints_without_metrics=False,
+    )
+    return [policies.LatestN(last), of_best]
 
   def steps(self) -> list[int]:
     """Steps of all complete checkpoints, ascending."""
@@ -221,7 +227,7 @@ class Checkpoints:
       ValueError: if the checkpoint is damaged.
     """
     facts = self._facts(step)
-    restored: Any = self._manager.restore(
+    restored: Any = self._reader.restore(
       step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
     )
     if int(fingerprint(restored.params)) != facts["fingerprint"]["params"]:
@@ -256,12 +262,11 @@ class Checkpoints:
   def close(self) -> None:
     """Finishes what was started and gives back the threads."""
     self._waiter.shutdown()
-    self._manager.close()
-    if self._reader:
-      self._reader.close()
+    for manager in {self._manager, self._reader}:
+      manager.close()
 
   def _facts(self, step: int) -> Mapping[str, Any]:
-    items: Any = (self._reader or self._manager).restore(
+    items: Any = self._reader.restore(
       step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
     )
     return items.facts
@@ -269,7 +274,7 @@ class Checkpoints:
   def _restore(
     self, step: int, facts: Mapping[str, Any], abstract: TrainState
   ) -> Restored:
-    items: Any = (self._reader or self._manager).restore(
+    items: Any = self._reader.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(abstract.params),
@@ -310,9 +315,8 @@ class Checkpoints:
       return result
     why = str(error or "another process cannot read it")
     by_first(lambda: self._set_aside(step, why))
-    self._manager.reload()
-    if self._reader:
-      self._reader.reload()
+    for manager in {self._manager, self._reader}:
+      manager.reload()
     return None
 
   def _try_to_write(self) -> None:
@@ -422,15 +426,15 @@ def of_run(workdir: pathlib.Path) -> Checkpoints:
     return Checkpoints(workdir, read_only=True, best_metric=best)
 
 
-def _alone() -> dict[str, Any]:
-  """Options of a manager that waits for no other process."""
-  if jax.process_count() == 1:
-    return {}
-  own = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
-  )
-  return {"multiprocessing_options": alone}
+def _to_read() -> dict[str, Any]:
+  """Options of a manager that writes nothing, and waits for no other process."""
+  options: dict[str, Any] = {"read_only": True, "create": False}
+  if jax.process_count() > 1:
+    own = jax.process_index()
+    options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+      primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+  return options
 
 
 def hush() -> None:

@@ -103,11 +103,11 @@ class Loop:
     )
     main_process = jax.process_index() == 0
     self._progress = TrainingProgress(p.num_steps, start=first, quiet=not main_process)
-    self._say = say = self._progress.say if main_process else log.warning
+    say = self._progress.say if main_process else log.warning
     stacks = workdir / f"stacks.{jax.process_index()}.txt"
     self._watchdog = Watchdog(stacks, 60 * cfg.log.watchdog_minutes, say)
-    self._clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
-    self._saver = Saver(saved, workdir, self._clock, cfg.checkpoint.retry_minutes, say)
+    clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
+    self._saver = Saver(saved, workdir, clock, cfg.checkpoint.retry_minutes, say)
     self._stop = StopSignal()
     self._wishes = Wishes(self._own_wishes)
     self._feed = Feed(
@@ -137,8 +137,7 @@ class Loop:
           scores = self._measure(state, step) if due.evaluate else None
           if due.save or due.stop:
             self._save(state, step, scores, due)
-          self._pending.restart_clock()
-          self._feed.pause()
+          self._restart_clocks()
         if due.last:
           break
         if due.stop:
@@ -149,8 +148,7 @@ class Loop:
         host = {} if self._step else self._compile()
         self._watchdog.doing(f"step {step + 1}")
         if self._captures.between(step, state.step):
-          self._pending.restart_clock()
-          self._feed.pause()
+          self._restart_clocks()
         try:
           batch, ids, waited = self._feed.next()
         except Exception:  # of this process alone; several fail as `Feed` says
@@ -198,7 +196,7 @@ class Loop:
     # A stop leaves an evaluation to the run that goes on.
     left = not self._then.get("evaluated", True)
     evaluates = wanted and (last or not stop) and (left or not fresh)
-    by_clock = Wish.SAVE in agreed or self._clock.steps_are_up(step)
+    by_clock = Wish.SAVE in agreed or self._saver.clock.steps_are_up(step)
     return Due(
       last=last,
       stop=stop,
@@ -227,18 +225,17 @@ class Loop:
   ) -> None:
     """Starts a save; where the run ends here, it returns when that is complete."""
     self._watchdog.doing(f"the save after step {step}")
-    save = self._saver.finish if due.stop or due.last else self._saver.save
-    save(state, step, self._known(evaluated=due.measured), scores)
+    known = self._known(evaluated=due.measured)
+    self._saver.save(state, step, known, scores, complete=due.stop or due.last)
     self._wishes.done(Wish.SAVE)
 
   def _save_what_there_is(self, state: TrainState, step: int) -> None:
     """Before an error of the data ends the run."""
     self._read()
     if step > self._first:
-      alone = jax.process_count() == 1
       # Whoever told this run to stop is told that it was saved.
-      save = self._saver.finish if alone and self._stop.received else self._saver.save
-      save(state, step, self._known(evaluated=True), None)
+      told = self._stop.received and jax.process_count() == 1
+      self._saver.save(state, step, self._known(evaluated=True), complete=told)
 
   def _known(self, *, evaluated: bool) -> dict[str, Any]:
     """What is stored with the arrays."""
@@ -250,7 +247,7 @@ class Loop:
     self._step = compile_ahead(self._plan, plans.batch_shapes(self._cfg, self._plan))
     self._progress.say(str(self._step))
     of_all(True)  # sockets are opened by the first step, which waits 30 s for the slowest
-    self._pending.restart_clock()
+    self._restart_clocks()
     self._progress.restart_clock()
     return {"compile_seconds": self._step.seconds}
 
@@ -269,6 +266,11 @@ class Loop:
       numbers = {**numbers, **counts(**told)}
     self._feed.given(numbers)
     return state, numbers
+
+  def _restart_clocks(self) -> None:
+    """Keeps what was done beside steps out of the time of the next."""
+    self._pending.restart_clock()
+    self._feed.pause()
 
   def _read(self) -> None:
     if read := self._pending.read():

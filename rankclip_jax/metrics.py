@@ -106,13 +106,12 @@ class Board(contextlib.AbstractContextManager):
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
     """Writes the values of `step`; those that are not finite are left out."""
-    found = {k: _finite(v) for k, v in values.items()}
     event = _EVENTS.Event(wall_time=time.time(), step=step)
-    for name, value in found.items():
-      if value is not None:
+    for name, value in values.items():
+      if (number := _finite(value)) is not None:
         # TensorBoard knows no "@" in names.
         tag = name.replace("@", "_at_")
-        event.summary.value.extend(tensorboardX.summary.scalar(tag, value).value)
+        event.summary.value.extend(tensorboardX.summary.scalar(tag, number).value)
     self._try(lambda events: events.write_event(event) or events.flush())
 
   def close(self) -> None:

@@ -297,22 +297,22 @@ def batches_of(
 
 def batch_shapes(cfg: Config, p: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   """Of the arrays of a global batch that a step reads."""
-  own = blank_batch(cfg, p)
+  row = _blank(cfg, p, 1)
   return {
     name: jax.ShapeDtypeStruct(
-      (cfg.data.batch_size, *own[name].shape[1:]),
-      own[name].dtype,
+      (cfg.data.batch_size, *row[name].shape[1:]),
+      row[name].dtype,
       sharding=sharding.over_batch(p.mesh),
     )
-    for name in sorted(own.keys() - {"id", "replaced"})
+    for name in sorted(row.keys() - {"id", "replaced"})
   }
 
 
 def blank_batch(cfg: Config, p: Plan) -> dict[str, np.ndarray]:
   """Zeros of the shapes that `batches_of` makes."""
-  return blank(
-    len(sharding.own_rows(p.mesh, cfg.data.batch_size)),
-    p.size.image_size,
-    p.tokenizer.context_length,
-    cfg.data.mask_duplicates,
-  )
+  return _blank(cfg, p, len(sharding.own_rows(p.mesh, cfg.data.batch_size)))
+
+
+def _blank(cfg: Config, p: Plan, rows: int) -> dict[str, np.ndarray]:
+  length, same = p.tokenizer.context_length, cfg.data.mask_duplicates
+  return blank(rows, p.size.image_size, length, same)

@@ -111,39 +111,28 @@ class Saver:
     step: int,
     facts: Mapping[str, Any],
     scores: Mapping[str, float | None] | None = None,
+    *,
+    complete: bool = False,
   ) -> None:
-    """Starts a save as `Checkpoints.save`, which may fail now or later."""
-    self._saved.check_scores(scores)
-    self._settle()
-    self.clock.saved()
-    try:
-      self._saved.save(state, step, facts, scores)
-      self._writing = step
-    except Exception as error:
-      if jax.process_count() > 1:
-        raise  # the others may wait for this one within Orbax
-      self._failed(step, error)
+    """Starts a save as `Checkpoints.save`, which may fail now or later.
 
-  def finish(
-    self,
-    state: TrainState,
-    step: int,
-    facts: Mapping[str, Any],
-    scores: Mapping[str, float | None] | None = None,
-  ) -> None:
-    """Saves and returns when that is complete on all processes.
+    Args:
+      state, step, facts, scores: as of `Checkpoints.save`.
+      complete: return when it is complete on all processes, however often it is tried.
 
     Raises:
-      SaveError: on all of them, if it still fails when no more failures are borne.
+      SaveError: with `complete`, on all of them, if it still fails when no more failures
+        are borne.
     """
-    while True:
-      self.save(state, step, facts, scores)
-      self._settle()
-      if not of_all(self._failing is not None).any():
-        return
+    self._saved.check_scores(scores)
+    save = lambda: self._saved.save(state, step, facts, scores)
+    start = lambda: self._start(step, save)
+    start()
+    while complete and self._has_failed_anywhere():
       if of_all(self.hopeless).any():
         self.give_up()
       time.sleep(_FINAL_RETRY_SECONDS)
+      start()
 
   def give_up(self) -> None:
     """Raises `SaveError`, naming the last failure here."""
@@ -155,6 +144,22 @@ class Saver:
       f"(checkpoint.retry_minutes); {last}. The reason: {why}. Mend that, and run the "
       "same command again."
     )
+
+  def _start(self, step: int, save: Callable[[], None]) -> None:
+    self._settle()
+    self.clock.saved()
+    try:
+      save()
+      self._writing = step
+    except Exception as error:
+      if jax.process_count() > 1:
+        raise  # the others may wait for this one within Orbax
+      self._failed(step, error)
+
+  def _has_failed_anywhere(self) -> bool:
+    """Waits for the save that was started."""
+    self._settle()
+    return bool(of_all(self._failing is not None).any())
 
   def _settle(self) -> None:
     """Waits for what is written in the background, and judges it."""

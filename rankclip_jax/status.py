@@ -178,15 +178,10 @@ def _failed_saves(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
   failed = [x for x in _tail(workdir / _FAILED_SAVES) if "step" in x]
   newest = max(_checkpoints(workdir), default=-1)
   if open_ones := [x for x in failed if x["step"] > newest]:
-    last, steps = open_ones[-1], {x["step"] for x in open_ones}
-    yield (
-      "not saved",
-      (
-        f"{len(steps)} checkpoint(s) since step {max(newest, 0)}, the last "
-        f"{_duration(time.time() - last['time'])} ago at step {last['step']}: "
-        f"{last.get('error')}"
-      ),
-    )
+    last, count = open_ones[-1], len({x["step"] for x in open_ones})
+    ago = _duration(time.time() - last["time"])
+    told = f"the last {ago} ago at step {last['step']}: {last.get('error')}"
+    yield "not saved", f"{count} checkpoint(s) since step {max(newest, 0)}, {told}"
 
 
 def _ago(workdir: pathlib.Path, path: pathlib.Path) -> str:

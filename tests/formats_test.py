@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tarfile
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from benchmarks import loopback
 from rankclip_jax import checkpoint, config, plan, state, train
 from rankclip_jax.data import pipeline, records
 from rankclip_jax.data.source import Example
@@ -332,9 +332,7 @@ def processes(
 ):
   """`main.py` as one process for each of `trains`; their exit codes and outputs."""
   tests = [tests] * len(trains) if isinstance(tests, str) else tests
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+  own = loopback.flags(len(trains))
   running = [
     subprocess.Popen(
       [
@@ -342,10 +340,7 @@ def processes(
         "--config.model.name=nano", "--config.objective.name=clip",
         "--config.data.source=csv", f"--config.data.train={path}",
         f"--config.data.test={tests[i]}", "--config.data.batch_size=8",
-        "--config.distributed.mode=explicit",
-        f"--config.distributed.coordinator=127.0.0.1:{port}",
-        f"--config.distributed.num_processes={len(trains)}",
-        f"--config.distributed.process_id={i}", *flags,
+        *own[i], *flags,
       ],
       cwd=ROOT,
       env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
@@ -416,9 +411,10 @@ from rankclip_jax.data.tokenizer import Tokenizer
 flags.FLAGS.mark_as_parsed()
 spec, index, count, start = sys.argv[1], *map(int, sys.argv[2:])
 source = opening.open_source("tar", spec, opening.Options())
+own = 8 // count
 batches = pipeline.train_batches(
   source, image_size=32, tokenizer=Tokenizer(16), augment_scale=(0.5, 1.0), flip=True,
-  global_batch=8, num_steps=7, seed=1, process_index=index, process_count=count,
+  global_batch=8, num_steps=7, seed=1, rows=range(index * own, (index + 1) * own),
   start_step=start, num_threads=2, on_bad=lambda bad: None,
 )
 for batch in batches:

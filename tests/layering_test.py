@@ -69,7 +69,7 @@ ALLOWED = {
     "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
     "probes", "start", "stopping", "suite", "together",
   },
-  "studies": {"config", "evals", "report", "studies"},
+  "studies": {"config", "evals", "report", "stopping", "studies"},
   "launcher": {
     "attention", "checkpoint", "config", "evals", "evaluate", "export", "lock",
     "processes", "report", "search", "stopping", "suite", "together", "train",

@@ -8,7 +8,6 @@ otherwise.
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import loopback
 from rankclip_jax import checkpoint, plan, state
 from rankclip_jax.config import Config, from_config_dict
 
@@ -90,24 +90,6 @@ def assert_close(a, b, atol):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
 
 
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 def start_several(count, workdir, *flags, **options) -> list[subprocess.Popen[str]]:
   """One run of `count` processes on loopback, with `devices` each."""
-  address = f"127.0.0.1:{free_port()}"
-  return [
-    start(
-      workdir,
-      "--config.distributed.mode=explicit",
-      f"--config.distributed.coordinator={address}",
-      f"--config.distributed.num_processes={count}",
-      f"--config.distributed.process_id={i}",
-      *flags,
-      **options,
-    )
-    for i in range(count)
-  ]
+  return [start(workdir, *own, *flags, **options) for own in loopback.flags(count)]

@@ -127,10 +127,10 @@ def test_the_last_save_is_tried_until_it_works_or_may_fail_no_more(tmp_path, now
   s = saving.Saver(disk, tmp_path, saving.SaveClock(0, 0.0), 1.0, room)
   began = now[0]
   with pytest.raises(saving.SaveError):
-    saver(Disk(), tmp_path, [], minutes=1).finish(STATE, 5, {})
+    saver(Disk(), tmp_path, [], minutes=1).save(STATE, 5, {}, complete=True)
   assert 60 <= now[0] - began < 80
   now[0] = 200.0
-  s.finish(STATE, 7, {})
+  s.save(STATE, 7, {}, complete=True)
   assert disk.saved == [7]
 
 

@@ -48,10 +48,7 @@ def on_eight(tmp_path_factory):
 def go_on(workdir, *flags, processes=1, **options):
   """The run until its next steps are written, stopped by SIGTERM; all that was said."""
   before = len(lines(workdir))
-  if processes == 1:
-    running = [start(workdir, SMOOTH, *flags, **options)]
-  else:
-    running = start_several(processes, workdir, SMOOTH, *flags, **options)
+  running = start_several(processes, workdir, SMOOTH, *flags, **options)
   wait_until(lambda: len(lines(workdir)) >= before + 2, running[0])
   for process in running:
     process.send_signal(signal.SIGTERM)

@@ -34,7 +34,7 @@ def is_loss(error: BaseException) -> bool:
 
 def is_sign(text: str) -> bool:
   """Whether an error's text is one of a lost process."""
-  return bool(_SIGNS.search(text.removeprefix("jax.errors.JaxRuntimeError: ")))
+  return bool(_SIGNS.search(text))
 
 
 def leave(error: BaseException, code: int) -> NoReturn:

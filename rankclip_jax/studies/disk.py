@@ -9,12 +9,11 @@ from typing import IO, Any, Literal
 
 from rankclip_jax import config as configs
 from rankclip_jax.evals import results
+from rankclip_jax.stopping import EXIT_STOPPED
 from rankclip_jax.studies.study import Metric, Run, Study
 
 # What a runner writes behind the output of a run when it has ended.
 EXIT_LINE = "studies: ended with code"
-# main.py's, after a signal: not an error, the same command goes on.
-EXIT_STOPPED = 75
 
 # What training leaves when it has ended (`checkpoint.COMPLETE`, which needs jax).
 COMPLETE = "training_complete.json"

@@ -43,3 +43,12 @@ def compiled(request, children):
   return {r["case"]: r for r in results} | {
     "stderr": (folder / "err").read_text()[-4000:]
   }
+
+
+@pytest.fixture
+def facts(compiled, case):
+  """Of a test's `case`, which compiled."""
+  assert str(case) in compiled, f"{case} was not compiled:\n{compiled['stderr']}"
+  found = compiled[str(case)]
+  assert found["error"] is None, f"{case} does not compile: {found['error']}"
+  return found

@@ -36,14 +36,6 @@ def sorting_on_h100(case):
   return case.target == "h100" and case.objective != "top16"
 
 
-@pytest.fixture
-def facts(compiled, case):
-  assert str(case) in compiled, f"{case} was not compiled:\n{compiled['stderr']}"
-  found = compiled[str(case)]
-  assert found["error"] is None, f"{case} does not compile: {found['error']}"
-  return found
-
-
 @by_name
 def test_temp_memory(facts, case):
   """At most 13 C N + 5 N D floats + 64 MiB a device."""

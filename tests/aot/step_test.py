@@ -41,14 +41,6 @@ def trains(case):
   return case.part == "train"
 
 
-@pytest.fixture
-def facts(compiled, case):
-  assert str(case) in compiled, f"{case} was not compiled:\n{compiled['stderr']}"
-  found = compiled[str(case)]
-  assert found["error"] is None, f"{case} does not compile: {found['error']}"
-  return found
-
-
 @by_name
 def test_it_fits(facts, case):
   assert 0 < facts["total"] <= ROOM * targets.DEVICE_MEMORY[case.target]

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
+from benchmarks.loopback import free_port
 from rankclip_jax import launcher, lock, processes
 from rankclip_jax.config import Config, DistributedConfig
 from rankclip_jax.processes import table, workdir
-from tests.processes.roll_call_test import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What the launcher does before a mode begins.

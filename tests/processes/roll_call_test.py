@@ -10,15 +10,10 @@ import time
 
 import pytest
 
+from benchmarks.loopback import free_port
 from rankclip_jax.processes import roll_call
 
 FINE = lambda everyone: ""
-
-
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
