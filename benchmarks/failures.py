@@ -62,6 +62,14 @@ class Ended:
   codes: tuple[int, ...]
   saved: int
 
+  @property
+  def is_saved_by_all(self) -> bool:
+    """Whether all said that they had saved, at a step that had not been logged before.
+
+    A checkpoint is complete when every process has written its part of that step.
+    """
+    return set(self.codes) == {EXIT_STOPPED} and self.saved >= self.step
+
 
 class Run:
   """All processes of one command, on ports of this machine."""
@@ -212,6 +220,8 @@ def main() -> None:
     print(f"\n{summary(name, [r for n, r in rows if n == name])}")
   if not all(alike for _, (_, alike) in rows):
     sys.exit(1)
+  if not all(e.is_saved_by_all for name, (e, _) in rows if name == "terminate"):
+    sys.exit(1)
 
 
 def trial(
@@ -245,10 +255,12 @@ def summary(name: str, found: Sequence[tuple[Ended, bool]]) -> str:
   seconds = sorted(ended.seconds for ended, _ in found)
   equal = sum(alike for _, alike in found)
   codes = sorted({code for ended, _ in found for code in ended.codes})
+  common = sum(ended.is_saved_by_all for ended, _ in found)
+  saved = f"saved at one step {common} of {len(found)}; " if name == "terminate" else ""
   return (
     f"{name}: {len(found)} times; the others ended after "
     f"{seconds[len(seconds) // 2]:.1f} s (median), {seconds[-1]:.1f} s (longest); codes "
-    f"{codes}; bit-equal afterwards {equal} of {len(found)}."
+    f"{codes}; {saved}bit-equal afterwards {equal} of {len(found)}."
   )
 
 
