@@ -27,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rankclip_jax import config
 from rankclip_jax.config import Config
+from rankclip_jax.evals import results
 from rankclip_jax.state import TrainState, fingerprint
 from rankclip_jax.together import by_first, digests_of_all, of_all
 
@@ -143,11 +144,14 @@ class Checkpoints:
       step: the same number, known to the host.
       facts: JSON-serialisable.
       metrics: of an evaluation at this step; only such a checkpoint can be the best.
+        One that is there already gets them if it has none.
     """
-    if of_all(step in self._manager.all_steps()).any():
-      return
     self.check_scores(metrics)
     value = metrics[self._best_metric] if metrics else None
+    if of_all(step in self._manager.all_steps()).any():
+      if value is not None:
+        self._rate_afterwards(step, value)
+      return
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -161,6 +165,10 @@ class Checkpoints:
       metrics=None if value is None else {self._best_metric: value},
     )
     self._waiting = self._waiter.submit(self._manager.wait_until_finished)
+
+  def is_rated(self, step: int) -> bool:
+    """Whether the checkpoint of `step` has scores."""
+    return bool(of_all(self._scores(step).is_file()).any())
 
   def check_scores(self, metrics: Mapping[str, float | None] | None) -> None:
     """Refuses scores of which none says how good a checkpoint is."""
@@ -334,6 +342,32 @@ class Checkpoints:
         f"No checkpoint can be written to {folder}: {error.strerror}. Make room or mend "
         "that, or choose another --workdir."
       ) from error
+
+  def _scores(self, step: int) -> pathlib.Path:
+    """Where Orbax keeps them."""
+    return self._workdir / DIRECTORY / str(step) / "metrics" / "metrics"
+
+  def _rate_afterwards(self, step: int, value: float) -> None:
+    """Gives scores to a checkpoint whose evaluation a stop had put off."""
+
+    def write() -> None:
+      path = self._scores(step)
+      if path.is_file():
+        return
+      try:
+        path.parent.mkdir(exist_ok=True)
+        with results.replacing(path) as temporary:
+          temporary.write_text(json.dumps({self._best_metric: value}), encoding="utf-8")
+      except OSError as error:
+        log.warning(
+          "Scores of checkpoint %d could not be noted (%s); it cannot be the best.",
+          step,
+          error.strerror,
+        )
+
+    by_first(write)
+    for manager in {self._manager, self._reader}:
+      manager.reload()
 
   def _set_aside_unreadable_scores(self, read_only: bool) -> None:
     """Orbax reads all scores when it opens a folder, and one torn file would stop it."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from rankclip_jax import checkpoint, plan, sharding
 from rankclip_jax import config as configs
@@ -23,6 +25,7 @@ from rankclip_jax.data.source import Example, Source, identity_of
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
 from rankclip_jax.models import layers, sizes, two_tower
+from rankclip_jax.stopping import Stopped
 from rankclip_jax.together import check_same, together
 
 log = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ class Evaluator:
     graph: of the model, see `two_tower.abstract`.
     mesh: over which batches are spread; its axes are `sharding.BATCH_AXES`.
     batch_size: global; rounded up to a multiple of the devices and padded.
+    told: whether this process was told to stop.
   """
 
   def __init__(
@@ -101,8 +105,10 @@ class Evaluator:
     *,
     image_size: int,
     batch_size: int,
+    told: Callable[[], bool] = lambda: False,
   ):
     self._mesh = mesh
+    self._told = told
     self._set = eval_set
     self._tokenizer = tokenizer
     self._image_size = image_size
@@ -144,7 +150,11 @@ class Evaluator:
     return found
 
   def __call__(self, params: Any) -> Evaluation:
-    """Embeds every held-out picture and caption once and measures."""
+    """Embeds every held-out picture and caption once and measures.
+
+    Raises:
+      Stopped: on all processes after the same batch, once any was told to stop.
+    """
     examples = self.examples
     captions = [c for e in examples for c in e.captions]
     owner = np.repeat(np.arange(len(examples)), [len(e.captions) for e in examples])
@@ -264,8 +274,12 @@ class Evaluator:
       rows=sharding.own_rows(self._mesh, self._batch_size),
     )
     for batch in batches:
-      rows = global_batch(batch, self._mesh)
+      told = np.full(len(batch["mask"]), self._told())
+      rows = global_batch({**batch, "told": told}, self._mesh)
+      stops = _any(rows.pop("told"))
       embedded, index, mask = jax.device_get(encode(params, rows))
+      if stops:
+        raise Stopped
       out = np.zeros((count, embedded.shape[1]), np.float32) if out is None else out
       out[index[mask]] = embedded[mask]
       np.add.at(times, index[mask], 1)
@@ -276,6 +290,12 @@ class Evaluator:
         f"{np.sum(times > 1)} more than once; this is a bug of the evaluation."
       )
     return out
+
+
+@jax.jit
+def _any(flags: Bool[Array, " batch"]) -> Bool[Array, ""]:
+  """Whether any row of any process says so, the same on all of them."""
+  return jnp.any(flags)
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

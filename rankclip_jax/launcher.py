@@ -17,7 +17,6 @@ from rankclip_jax import (
   export,
   lock,
   processes,
-  report,
   search,
   suite,
   train,
@@ -114,6 +113,8 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
 
 
 def _report(workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> None:
+  from rankclip_jax import report  # which plots: seconds that training need not wait
+
   page = report.build([workdir, *others], workdir / "report")
   print(summary(workdir))
   print(f"Report: {page}")

@@ -25,7 +25,7 @@ from rankclip_jax.profiling import DIRECTORY, Captures
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.saving import SaveClock, Saver
 from rankclip_jax.state import TrainState
-from rankclip_jax.stopping import StopSignal
+from rankclip_jax.stopping import Stopped, StopSignal
 from rankclip_jax.together import of_all, together
 from rankclip_jax.utilisation import rates_of
 from rankclip_jax.watchdog import Watchdog
@@ -68,6 +68,7 @@ class Loop:
     then: the facts of the checkpoint that the run goes on from; {} starts it.
     saved: the checkpoints of the workdir.
     writer: of metrics; None on all processes but the first.
+    watchdog: that watches already.
     first: the step to go on from.
 
   Raises:
@@ -83,15 +84,19 @@ class Loop:
     then: Mapping[str, Any],
     saved: checkpoint.Checkpoints,
     writer: metrics.MetricsLog | None,
+    watchdog: Watchdog,
     *,
     first: int,
   ):
     self._cfg, self._workdir, self._plan, self._first = cfg, workdir, p, first
-    self._facts, self._then, self._writer = facts, then, writer
+    self._facts, self._writer = facts, writer
+    # Whether an evaluation was left over by a stop.
+    self._left = not (then.get("evaluated", True) or saved.is_rated(first))
     self._eval_every = cfg.eval.every_epochs * p.epoch_steps
     self._evaluation: evaluate.Evaluation | None = None
+    self._stop = StopSignal()
     self._evaluator = together(
-      lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY)
+      lambda: evaluator_of(cfg, p, workdir / plans.INDEX_DIRECTORY, self._stop)
     )
     # What is damaged is told now, not after an epoch.
     self._evaluator.check()
@@ -104,11 +109,9 @@ class Loop:
     main_process = jax.process_index() == 0
     self._progress = TrainingProgress(p.num_steps, start=first, quiet=not main_process)
     say = self._progress.say if main_process else log.warning
-    stacks = workdir / f"stacks.{jax.process_index()}.txt"
-    self._watchdog = Watchdog(stacks, 60 * cfg.log.watchdog_minutes, say)
+    self._watchdog, watchdog.say = watchdog, say
     clock = SaveClock(cfg.checkpoint.every_steps, cfg.checkpoint.every_minutes)
     self._saver = Saver(saved, workdir, clock, cfg.checkpoint.retry_minutes, say)
-    self._stop = StopSignal()
     self._wishes = Wishes(self._own_wishes)
     self._feed = Feed(
       plans.batches_of(cfg, p, first, self._bad),
@@ -127,24 +130,24 @@ class Loop:
 
   def run(self, state: TrainState) -> bool:
     """Whether training is finished; see `train.run`."""
-    with self._stop, self._progress, self._watchdog, self._captures:
+    with self._stop, self._progress, self._captures:
       self._begin()
       for step in range(self._first, self._plan.num_steps + 1):
         due = self._due(step)
         if due.anything:
           # Nothing is measured or saved before the step that led here proved finite.
           self._read()
-          scores = self._measure(state, step) if due.evaluate else None
+          due, scores = self._measure(state, step, due)
           if due.save or due.stop:
             self._save(state, step, scores, due)
           self._restart_clocks()
-        if due.last:
-          break
         if due.stop:
           self._progress.say(
             f"Stopped by a signal at step {step}; the same command goes on."
           )
           return False
+        if due.last:
+          break
         host = {} if self._step else self._compile()
         self._watchdog.doing(f"step {step + 1}")
         if self._captures.between(step, state.step):
@@ -194,27 +197,38 @@ class Loop:
     by_epochs = bool(self._eval_every and step and step % self._eval_every == 0)
     wanted = last or by_epochs
     # A stop leaves an evaluation to the run that goes on.
-    left = not self._then.get("evaluated", True)
-    evaluates = wanted and (last or not stop) and (left or not fresh)
+    done = fresh and not self._left  # before this run began
+    evaluates = wanted and not stop and not done
     by_clock = Wish.SAVE in agreed or self._saver.clock.steps_are_up(step)
     return Due(
       last=last,
       stop=stop,
       evaluate=evaluates,
       measured=evaluates or not wanted,
-      save=not fresh and (wanted or by_clock),
+      save=not done and (wanted or by_clock),
     )
 
-  def _measure(self, state: TrainState, step: int) -> dict[str, float | None]:
-    """Evaluates, and writes and shows the scores."""
+  def _measure(
+    self, state: TrainState, step: int, due: Due
+  ) -> tuple[Due, dict[str, float | None] | None]:
+    """Evaluates if that is due, and writes and shows the scores.
+
+    Returns:
+      What is due now, and the scores; a signal that comes meanwhile stops the run.
+    """
+    if not due.evaluate:
+      return due, None
     self._watchdog.doing(f"the evaluation after step {step}")
-    self._evaluation = self._evaluator(state.params)
+    try:
+      self._evaluation = self._evaluator(state.params)
+    except Stopped:
+      return dataclasses.replace(due, stop=True, measured=False), None
     scores = self._evaluation.flat()
-    finished = step == self._first == self._plan.num_steps
-    if self._writer and not finished:  # a finished run has its line already
+    finished = step == self._first == self._plan.num_steps and not self._left
+    if self._writer and not finished:  # such a run has its line already
       self._writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
     self._progress.say(headline(step, self._cfg, scores))
-    return scores
+    return due, scores
 
   def _save(
     self,
@@ -289,7 +303,7 @@ def bad_examples_of(workdir: pathlib.Path) -> BadExamples:
 
 
 def evaluator_of(
-  cfg: Config, p: plans.Plan, cache: pathlib.Path | None = None
+  cfg: Config, p: plans.Plan, cache: pathlib.Path, stop: StopSignal
 ) -> evaluate.Evaluator:
   graph, _ = two_tower.abstract(p.size, with_bias=p.objective.has_bias)
   return evaluate.Evaluator(
@@ -299,6 +313,7 @@ def evaluator_of(
     p.tokenizer,
     image_size=p.size.image_size,
     batch_size=cfg.eval.batch_size,
+    told=lambda: stop.received,
   )
 
 

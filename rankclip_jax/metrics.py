@@ -5,13 +5,18 @@ import json
 import logging
 import math
 import pathlib
+import sys
 import time
+import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import tensorboardX.summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+# tensorboardX imports PyTorch where it finds it, which takes seconds, and needs it for
+# nothing that is used here.
+with unittest.mock.patch.dict(sys.modules, torch=None):
+  import tensorboardX.summary
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto import event_pb2
 
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"

@@ -1,5 +1,6 @@
 """The numbers of the step that is still running: read one step late."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -73,7 +74,9 @@ class Pending:
     ids = [] if self._ids is None else self._ids.tolist()
     bad = {k: str(v) for k, v in values.items() if not math.isfinite(v)}
     path = self._workdir / f"nonfinite.{jax.process_index()}.json"
-    path.write_text(json.dumps({"step": self._step, "example_ids": ids, **bad}) + "\n")
+    found = json.dumps({"step": self._step, "example_ids": ids, **bad}) + "\n"
+    with contextlib.suppress(OSError):  # of a full disk, which is not what to tell
+      path.write_text(found, encoding="utf-8")
     raise NonFiniteError(
       f"Step {self._step} gave {bad}. No checkpoint was written since; the last good one "
       f"is untouched. The batch's example ids are {ids[:8]}... (all {len(ids)} in "

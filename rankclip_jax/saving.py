@@ -180,6 +180,12 @@ class Saver:
       raise error
     self._saved.clean_up_after_failure()
     why, now = reason(error), time.monotonic()
+    if step in self._saved.steps():
+      self._failing = self._told = None
+      self._say(
+        f"The checkpoint of step {step} is complete, but what followed failed: {why}."
+      )
+      return
     since = self._failing.since if self._failing else now
     self._failing = _Failing(since, now, why)
     if self._told is None or now - self._told >= RETRY_SECONDS:

@@ -78,6 +78,11 @@ class StopSignal:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
+  def check(self) -> None:
+    """Raises `Stopped` once one has come."""
+    if self.received:
+      raise Stopped
+
   def _remember(self, number, frame) -> None:
     del frame
     if self.received and number == signal.SIGINT:

@@ -12,6 +12,9 @@ from rankclip_jax.stopping import Stopped
 
 _T = TypeVar("_T")
 
+# What a process has met in common work.
+_FINE, _STOPPED, _FAILED = range(3)
+
 
 def together(work: Callable[[], _T]) -> _T:
   """What `work` returns; if it fails on any process, all of them fail and none waits.
@@ -20,6 +23,7 @@ def together(work: Callable[[], _T]) -> _T:
 
   Raises:
     Exception: what `work` raises here.
+    Stopped: on all of them, if it is raised on any and fails on none.
     ValueError: naming the process, where it fails elsewhere.
   """
   result, error = None, None
@@ -27,14 +31,20 @@ def together(work: Callable[[], _T]) -> _T:
     result = work()
   except Exception as caught:
     error = caught
-  fine = of_all(error is None)
-  if error is None and not fine.all():
-    raise ValueError(
-      f"Process {int(np.argmin(fine))} failed; its own message says why. All stop."
-    )
-  if error is not None:
+  met = of_all(_met(error))
+  if error is not None and not isinstance(error, Stopped):
     raise error
+  if failed := np.flatnonzero(met == _FAILED).tolist():
+    raise ValueError(f"Process {failed[0]} failed; its own message says why. All stop.")
+  if (met == _STOPPED).any():
+    raise Stopped
   return result  # pyright: ignore[reportReturnType]
+
+
+def _met(error: Exception | None) -> int:
+  if error is None:
+    return _FINE
+  return _STOPPED if isinstance(error, Stopped) else _FAILED
 
 
 def by_first(work: Callable[[], _T]) -> _T | None:

@@ -16,6 +16,7 @@ from rankclip_jax.config import Config
 from rankclip_jax.loop import Loop
 from rankclip_jax.together import by_first, check_same, of_all, together
 from rankclip_jax.wandb_mirror import WandbMirror
+from rankclip_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     SaveError: if nothing could be saved for too long.
   """
   with contextlib.ExitStack() as stack:
+    stacks = workdir / f"stacks.{jax.process_index()}.txt"
+    watchdog = stack.enter_context(Watchdog(stacks, 60 * cfg.log.watchdog_minutes))
+    watchdog.doing("opening the checkpoints")
     weights = None
-    fresh = not of_all(bool(checkpoint.steps_of(workdir))).any()
+    begun_already = together(lambda: bool(checkpoint.steps_of(workdir)))
+    fresh = not of_all(begun_already).any()
     if fresh:
       by_first(lambda: check_begun(cfg, workdir))
     # A run that goes on has its weights already, and asks only what model they are of.
@@ -51,6 +56,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       weights = together(lambda: start.weights_of(cfg))
     if weights and jax.process_count() > 1:
       check_same(start.digest_of(weights), "init.weights")
+    watchdog.doing("opening the training data")
     cache = workdir / plans.INDEX_DIRECTORY
     p = together(lambda: plans.make(cfg, weights.size if weights else None, cache))
     facts = together(lambda: plans.facts_of(cfg, p))
@@ -60,6 +66,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
       checkpoint.check_config(then, cfg)
       plans.check_data(then, facts)
 
+    watchdog.doing("reading or making the first state")
     shapes = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
     restored = saved.restore_newest(shapes, check)
     if restored is None:
@@ -86,7 +93,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> bool:
     if writer:
       stack.enter_context(contextlib.closing(writer))
     then = restored.facts if restored else {}
-    loop = Loop(cfg, workdir, p, facts, then, saved, writer, first=int(now.step))
+    watchdog.doing("reading what is held out")
+    loop = Loop(
+      cfg, workdir, p, facts, then, saved, writer, watchdog, first=int(now.step)
+    )
     return loop.run(now)
 
 

@@ -25,7 +25,7 @@ class Watchdog(contextlib.AbstractContextManager):
   """
 
   def __init__(self, path: pathlib.Path, seconds: float, say=log.warning):
-    self._path, self._seconds, self._say = path, seconds, say
+    self._path, self._seconds, self.say = path, seconds, say
     self._doing = "starting"
     self._since = self._told = time.monotonic()
     self._ended = threading.Event()
@@ -63,6 +63,6 @@ class Watchdog(contextlib.AbstractContextManager):
         faulthandler.dump_traceback(file, all_threads=True)
         file.write("\n")
     except OSError as error:
-      self._say(f"{what}; stacks could not be written ({error.strerror}).")
+      self.say(f"{what}; stacks could not be written ({error.strerror}).")
       return
-    self._say(f"{what}; where every thread stands is in {self._path}.")
+    self.say(f"{what}; where every thread stands is in {self._path}.")

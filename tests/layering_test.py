@@ -24,7 +24,7 @@ ALLOWED = {
   "progress": set(),
   "environment": set(),
   "state": {"sharding", "losses", "models"},
-  "checkpoint": {"config", "state", "together"},
+  "checkpoint": {"config", "evals", "state", "together"},
   "plan": {"config", "data", "losses", "models", "optim", "sharding"},
   "step": {"accumulate", "optim", "plan", "state", "sharding", "losses", "models"},
   "start": {
@@ -40,7 +40,8 @@ ALLOWED = {
   },
   "export": {"checkpoint", "config", "evals", "interop", "start"},
   "evaluate": {
-    "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "together",
+    "checkpoint", "config", "data", "evals", "models", "plan", "sharding", "stopping",
+    "together",
   },
   "feed": {"data", "wishes"},
   "together": {"stopping"},
@@ -61,7 +62,7 @@ ALLOWED = {
   },
   "train": {
     "checkpoint", "config", "environment", "loop", "metrics", "plan", "start", "state",
-    "together", "wandb_mirror",
+    "together", "wandb_mirror", "watchdog",
   },
   "wandb_mirror": set(),
   "stopping": set(),

@@ -148,6 +148,20 @@ def test_the_loss_of_a_process_is_no_failure_of_the_disk(tmp_path, now, monkeypa
     s.look()
 
 
+def test_a_checkpoint_that_is_complete_was_saved_whatever_followed(tmp_path, now):
+  disk, said = Disk(), []
+  s = saver(disk, tmp_path, said)
+  s.save(STATE, 5, {})
+  disk.saved.append(5)  # it has its name; what failed was to delete an older one
+  s.look()
+  assert said == [
+    "The checkpoint of step 5 is complete, but what followed failed: No space left on "
+    "device."
+  ]
+  assert not s.due
+  assert not (tmp_path / saving.FILE).exists()
+
+
 def test_reasons_are_what_the_system_said():
   long = ValueError(
     'RESOURCE_EXHAUSTED: Error writing "a/0" in OCDBT database at local file "b/": '

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from rankclip_jax import (
   checkpoint,
   config,
+  evaluate,
   loop,
   metrics,
   pending,
@@ -179,6 +182,65 @@ def test_a_workdir_in_which_another_run_has_begun_is_left_as_it_is(tmp_path):
   train.check_begun(TINY, tmp_path)
 
 
+class Told(loop.StopSignal):
+  """A signal that has come as soon as something is so."""
+
+  received = property(lambda self: self._is_so())
+
+  def __init__(self, is_so):
+    self._is_so = is_so
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_stop_amid_an_evaluation_saves_and_leaves_it(tmp_path, monkeypatch, step):
+  """Step 4 is the last."""
+  cfg = dataclasses.replace(
+    TINY,
+    data=config.DataConfig(batch_size=64, subset=128, holdout=64),
+    optim=config.OptimConfig(epochs=2),
+    eval=config.EvalConfig(every_epochs=1, batch_size=16),
+  )
+  embedded = []
+
+  def encoder(graph, mesh, tower, real=evaluate.encoder):
+    run = real(graph, mesh, tower)
+    return lambda *args: embedded.append(tower) or run(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate, "encoder", encoder)
+    # Amid the first or the second evaluation.
+    assert train.run(cfg, tmp_path / "whole")
+    before = 2 + (len(embedded) // 2 if step == 4 else 0)
+    embedded.clear()
+    patch.setattr(loop, "StopSignal", lambda: Told(lambda: len(embedded) >= before))
+    assert not train.run(cfg, tmp_path / "stopped")
+    assert len(embedded) == before + 1  # the batch that told the others
+  workdir = tmp_path / "stopped"
+  assert checkpoint.steps_of(workdir)[-1] == step
+  assert evaluated(workdir).keys() == {2, 4} - {step, 4}
+  saved = checkpoint.Checkpoints(workdir, read_only=True)
+  assert not saved.is_rated(step)
+  assert not checkpoint.is_complete(workdir)
+  assert train.run(cfg, workdir)
+  assert evaluated(workdir) == evaluated(tmp_path / "whole")
+  assert saved.is_rated(step)  # and can be the best
+  saved.close()
+  assert checkpoint.is_complete(workdir)
+
+
+def evaluated(workdir):
+  """A metric of each evaluation, by step."""
+  lines = map(json.loads, (workdir / metrics.FILE).read_text().splitlines())
+  name = "eval/openmoji/geometry/alignment"
+  return {x["step"]: x[name] for x in lines if name in x}
+
+
 def test_a_stop_at_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path, monkeypatch):
   cfg = dataclasses.replace(
     TINY,
@@ -187,34 +249,40 @@ def test_a_stop_at_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path, mon
     eval=config.EvalConfig(every_epochs=1),
   )
 
-  def evaluations(workdir):
-    lines = map(json.loads, (workdir / metrics.FILE).read_text().splitlines())
-    name = "eval/openmoji/geometry/alignment"
-    return {x["step"]: x[name] for x in lines if name in x}
-
   assert train.run(cfg, tmp_path / "undisturbed")
-  expected = evaluations(tmp_path / "undisturbed")
+  expected = evaluated(tmp_path / "undisturbed")
   assert expected.keys() == {2, 4, 6}
 
   workdir = tmp_path / "stopped"
   workdir.mkdir()
 
-  class AfterStep1(loop.StopSignal):
-    received = property(lambda self: (workdir / metrics.FILE).read_text() != "")
-
-    def __init__(self):
-      pass
-
-    def __enter__(self):
-      return self
-
-    def __exit__(self, *_):
-      pass
-
+  begun = lambda: (workdir / metrics.FILE).read_text() != ""
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "StopSignal", AfterStep1)
+    patch.setattr(loop, "StopSignal", lambda: Told(begun))
     assert not train.run(cfg, workdir)
   assert checkpoint.steps_of(workdir) == [2]
-  assert not evaluations(workdir)
+  assert not evaluated(workdir)
   assert train.run(cfg, workdir)
-  assert evaluations(workdir) == expected
+  assert evaluated(workdir) == expected
+
+
+def test_a_start_that_hangs_says_where(tmp_path, monkeypatch, caplog):
+  cfg = dataclasses.replace(TINY, log=config.LogConfig(watchdog_minutes=0.005))
+
+  def hangs(*_):
+    until = time.monotonic() + 20
+    while "opening the training data has taken" not in caplog.text:
+      assert time.monotonic() < until
+      time.sleep(0.01)
+    raise ValueError("at last")
+
+  monkeypatch.setattr(train.plans, "make", hangs)
+  with pytest.raises(ValueError, match="at last"):
+    train.run(cfg, tmp_path)
+  assert "in hangs" in (tmp_path / "stacks.0.txt").read_text()
+
+
+def test_numbers_that_are_not_finite_are_told_on_a_full_disk_too(tmp_path, writer):
+  p = pending_numbers(tmp_path / "none", writer, loss=math.nan)
+  with pytest.raises(pending.NonFiniteError, match="Step 3 gave"):
+    p.read()

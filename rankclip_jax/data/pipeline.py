@@ -7,6 +7,7 @@ on eight, and nothing but the step is needed to resume.
 
 import concurrent.futures
 import itertools
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -120,8 +121,12 @@ def train_batches(
 
 
 def _without_interrupts(dataset: Iterable[Batch]) -> Iterator[Batch]:
-  """Starts workers that Ctrl-C passes over: the run decides what becomes of it."""
-  with interrupts.blocked():
+  """Starts workers that signals pass over: the run decides what becomes of them.
+
+  Slurm and terminals send them to every process of a job. Grain ends its workers by other
+  means.
+  """
+  with interrupts.blocked(signal.SIGTERM):
     batches = iter(dataset)
     first = next(batches, None)
   if first is not None:

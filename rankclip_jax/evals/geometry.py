@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 
 NORM_TOLERANCE = 1e-3
 """Largest deviation from norm 1 that counts as normalised; half precision stays below."""
@@ -193,6 +192,8 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   rows, length = a.shape
   if length < 2:
     return np.full((2, rows), np.nan)
+  import scipy.stats  # which takes seconds, of every start of a training
+
   # tau-b is nan for a row without order; there the overlap of indices means nothing.
   # (A decorator gives kendalltau its `axis`, which the type checker cannot see.)
   # In double precision, because scipy (from 1.18) returns tau in the type it is given.

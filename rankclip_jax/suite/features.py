@@ -52,7 +52,9 @@ def of_model(model: Model) -> str:
   return digest([model.facts, model.resizing, model.size.dtype])
 
 
-def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
+def of_split(
+  model: Model, opened: Opened, cache: pathlib.Path, check: Callable[[], None]
+) -> Features:
   """Embeds the pictures of a split, each on one process, or reads what was embedded.
 
   Args:
@@ -60,8 +62,10 @@ def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
     opened: the split.
     cache: a folder that all processes see; a file is kept there for every model,
       preprocessing and split, of embeddings alone: labels are the data's.
+    check: called before every picture; may raise `Stopped`.
 
   Raises:
+    Stopped: on every process, if on any.
     ValueError: naming the example, if one cannot be read or has no direction; on every
       process, if on any.
   """
@@ -72,7 +76,7 @@ def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
 
   def embed() -> dict[str, np.ndarray]:
     waits.append(0.0)
-    own = together(lambda: _own_part(model, opened.source, waits.append))
+    own = together(lambda: _own_part(model, opened.source, check, waits.append))
     image = parts.joined(own, count)
     together(lambda: _check_directions(image, opened))
     return {"image": image}
@@ -84,15 +88,21 @@ def of_split(model: Model, opened: Opened, cache: pathlib.Path) -> Features:
 
 
 def of_texts(
-  model: Model, texts: Sequence[str], cache: pathlib.Path, name: str
+  model: Model,
+  texts: Sequence[str],
+  cache: pathlib.Path,
+  check: Callable[[], None],
+  name: str,
 ) -> np.ndarray:
   """Texts [texts, dim] L2-normalised, likewise; `name` begins that of the file."""
   path = cache / _name(f"{name}_texts", [of_model(model), list(texts)])
-  embed = lambda: {"text": _embedded(model, texts)}
+  embed = lambda: {"text": _embedded(model, texts, check)}
   return _kept(path, ("text",), len(texts), embed)["text"]
 
 
-def of_classes(model: Model, opened: Opened, cache: pathlib.Path) -> np.ndarray:
+def of_classes(
+  model: Model, opened: Opened, cache: pathlib.Path, check: Callable[[], None]
+) -> np.ndarray:
   """Weights [classes, dim] of the zero-shot classifier, likewise.
 
   Raises:
@@ -103,7 +113,7 @@ def of_classes(model: Model, opened: Opened, cache: pathlib.Path) -> np.ndarray:
 
   def embed() -> dict[str, np.ndarray]:
     weights = zero_shot.classifier(
-      lambda prompts: _embedded(model, prompts),
+      lambda prompts: _embedded(model, prompts, check),
       opened.classes,
       opened.templates,
       allow_duplicates=bool(opened.benchmark.duplicates),
@@ -114,11 +124,18 @@ def of_classes(model: Model, opened: Opened, cache: pathlib.Path) -> np.ndarray:
 
 
 def _own_part(
-  model: Model, source: ItemSource, waited: Callable[[float], None]
+  model: Model,
+  source: ItemSource,
+  check: Callable[[], None],
+  waited: Callable[[float], None],
 ) -> np.ndarray:
   """Embeddings of this process's examples."""
   own = parts.own(len(source))
-  picture = lambda place: decoding.exact(source[own[place]])
+
+  def picture(place: int) -> np.ndarray:
+    check()
+    return decoding.exact(source[own[place]])
+
   return model.encode_pictures(len(own), picture, normalize=False, waited=waited)
 
 
@@ -141,10 +158,16 @@ def _check_directions(image: np.ndarray, opened: Opened) -> None:
     )
 
 
-def _embedded(model: Model, texts: Sequence[str]) -> np.ndarray:
+def _embedded(
+  model: Model, texts: Sequence[str], check: Callable[[], None]
+) -> np.ndarray:
   """Embeddings [texts, dim]; every process makes a part of them."""
-  own = [texts[i] for i in parts.own(len(texts))]
-  return parts.joined(together(lambda: model.encode_text(own)), len(texts))
+
+  def own_part() -> np.ndarray:
+    check()
+    return model.encode_text([texts[i] for i in parts.own(len(texts))])
+
+  return parts.joined(together(own_part), len(texts))
 
 
 def _kept(

@@ -129,7 +129,7 @@ def _all(
   """Does this job's tasks on every checkpoint.
 
   Raises:
-    Stopped: between tasks, or while it waits.
+    Stopped: between tasks and pictures, or while it waits.
   """
   todo = jobs.mine(cfg)
   for chosen in checkpoints.chosen(cfg, workdir, stop):
@@ -140,7 +140,7 @@ def _all(
     if model is None:
       continue
     log.info("Evaluating %s on %s.", model.source, cfg.eval.datasets)
-    job = _Job(cfg, workdir, _setting(model, cfg, workdir), chosen, board, diary)
+    job = _Job(cfg, workdir, _setting(model, cfg, workdir, stop), chosen, board, diary)
     for dataset, task in todo:
       stop_if_any(stop.received)
       told = _told(job, dataset, task)
@@ -160,7 +160,9 @@ def _told(job: _Job, dataset: str, task: tasks.Name) -> notes.Done | notes.Skip:
   return notes.Skip(name, task, reason)
 
 
-def _setting(model: Model, cfg: Config, workdir: pathlib.Path) -> Setting:
+def _setting(
+  model: Model, cfg: Config, workdir: pathlib.Path, stop: StopSignal
+) -> Setting:
   return Setting(
     model,
     opening.Options(
@@ -176,6 +178,7 @@ def _setting(model: Model, cfg: Config, workdir: pathlib.Path) -> Setting:
     shot_seeds=cfg.eval.few_shot_seeds,
     seed=cfg.seed,
     predictions=cfg.eval.predictions,
+    check=stop.check,
   )
 
 

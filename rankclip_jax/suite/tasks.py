@@ -60,6 +60,7 @@ class Setting:
     shot_seeds: draws of them.
     seed: of what probes draw.
     predictions: whether they are wanted.
+    check: raises `Stopped` once this process is told to stop.
     opened: splits of the last data set, by its name and theirs: large ones take minutes
       to open, and tasks of one data set follow each other.
   """
@@ -72,6 +73,7 @@ class Setting:
   shot_seeds: int = 3
   seed: int = 0
   predictions: bool = False
+  check: Callable[[], None] = lambda: None
   opened: dict[tuple[str, Split], Opened] = dataclasses.field(default_factory=dict)
 
   def open(self, name: str, split: Split = "test") -> Opened:
@@ -110,7 +112,7 @@ class Setting:
     return self.open(test.name, split)
 
   def embedded(self, opened: Opened) -> Features:
-    return features.of_split(self.model, opened, self.cache)
+    return features.of_split(self.model, opened, self.cache, self.check)
 
   def predicted(
     self, make: Callable[[], Mapping[str, np.ndarray]]
@@ -128,7 +130,7 @@ def zeroshot_classification(setting: Setting, test: Opened) -> Found:
       '--config.eval.templates=FILE, one a line, such as "a photo of a {c}."'
     )
   found = setting.embedded(test)
-  weights = features.of_classes(setting.model, test, setting.cache)
+  weights = features.of_classes(setting.model, test, setting.cache, setting.check)
   scale = setting.model.logit_scale
   outcomes = zero_shot.outcomes(found.unit, found.labels, weights, scale=scale)
   confusions = classification.confusions(outcomes)
@@ -189,5 +191,6 @@ def _captioned(setting: Setting, test: Opened) -> tuple[Features, np.ndarray, np
   captions = together(lambda: [test.source[i].captions for i in range(len(test.source))])
   owner = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
   flat = [text for each in captions for text in each]
-  text = features.of_texts(setting.model, flat, setting.cache, test.benchmark.name)
+  name, check = test.benchmark.name, setting.check
+  text = features.of_texts(setting.model, flat, setting.cache, check, name)
   return found, text, owner

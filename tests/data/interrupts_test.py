@@ -2,20 +2,23 @@ import multiprocessing
 import os
 import signal
 
+import pytest
+
 from rankclip_jax.data import interrupts
 
 
-def work(sent):
-  os.kill(os.getpid(), signal.SIGINT)
-  os.kill(os.getpid(), signal.SIGUSR1)
+def work(sent, signals):
+  for number in signals:
+    os.kill(os.getpid(), number)
   sent.put("still here")
 
 
-def test_what_starts_within_passes_over_ctrl_c():
+@pytest.mark.parametrize("more", [(), (signal.SIGTERM,)])
+def test_what_starts_within_passes_over_signals(more):
   spawn = multiprocessing.get_context("spawn")
-  sent = spawn.Queue()
-  process = spawn.Process(target=work, args=(sent,))
-  with interrupts.blocked():
+  sent, signals = spawn.Queue(), (signal.SIGINT, signal.SIGUSR1, *more)
+  process = spawn.Process(target=work, args=(sent, signals))
+  with interrupts.blocked(*more):
     process.start()
   assert sent.get(timeout=60) == "still here"
   process.join(60)

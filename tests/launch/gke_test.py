@@ -7,7 +7,6 @@ written down here; the Job inside is checked as Kubernetes checks a Job.
 import json
 import pathlib
 import re
-import signal
 
 import jsonschema
 import kubernetes_validate
@@ -146,10 +145,7 @@ def test_a_stop_with_saved_state_is_no_failure(shell, action, environment):
       # A training starts again as a whole, by the JobSet; a single process in place.
       expected = "FailJob" if manifest["kind"] == "JobSet" else "Ignore"
       assert {rule["action"] for rule in rules} == {expected}
-      codes = [stopped()]
-      if manifest["kind"] == "JobSet":
-        codes.append(128 + signal.SIGABRT)  # of processes that have lost another
-      assert rules[0]["onExitCodes"] == {"operator": "In", "values": codes}
+      assert rules[0]["onExitCodes"] == {"operator": "In", "values": [stopped()]}
       assert rules[1]["onPodConditions"] == [
         {"type": "DisruptionTarget", "status": "True"}
       ]

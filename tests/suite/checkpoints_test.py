@@ -2,19 +2,21 @@
 
 import csv
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 
 from rankclip_jax import checkpoint, config, launcher, suite
 from rankclip_jax.evals import results
 from rankclip_jax.suite import checkpoints as suite_checkpoints
-from rankclip_jax.suite import jobs, measuring, notes
+from rankclip_jax.suite import features, jobs, measuring, notes
 from tests.metrics_test import scalars
-from tests.suite.runs import STEPS, changed, count_calls, of_training, written
+from tests.suite.runs import PICTURES, STEPS, changed, count_calls, of_training, written
 
 TASK = "zeroshot_classification"
 
@@ -150,27 +152,41 @@ def test_weights_of_another_architecture_are_refused(cfg, trained, own):
     suite.run(changed(cfg, datasets="stl10"), workdir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_a_job_after_its_task_and_the_same_command_goes_on(
-  cfg, tmp_path, monkeypatch, number
+@pytest.mark.parametrize(
+  "number, picture, done",
+  [
+    (signal.SIGTERM, 1, set()),
+    (signal.SIGUSR1, len(PICTURES) + 2, {("stl10", TASK)}),  # amid those of flickr30k
+  ],
+)
+def test_a_signal_ends_a_job_amid_a_task_and_the_same_command_goes_on(
+  cfg, tmp_path, monkeypatch, number, picture, done
 ):
   cfg = changed(cfg, datasets="stl10,flickr30k")
   notes.Diary(tmp_path, "0_of_1", jobs.flags_of(cfg)).ends()  # of other weights
-  work = measuring._TASKS[TASK]
+  exact, calls, heard = features.decoding.exact, itertools.count(1), threading.Event()
 
-  def preempted(*args):
-    os.kill(os.getpid(), number)
-    return work(*args)
+  class Heard(measuring.StopSignal):
+    def _remember(self, number, frame):
+      super()._remember(number, frame)
+      heard.set()
+
+  def preempted(example):
+    if next(calls) == picture:
+      os.kill(os.getpid(), number)
+      assert heard.wait(60)
+    return exact(example)
 
   with monkeypatch.context() as patched:
-    patched.setitem(measuring._TASKS, TASK, preempted)
+    patched.setattr(measuring, "StopSignal", Heard)
+    patched.setattr(features.decoding, "exact", preempted)
     assert launcher.run(cfg, tmp_path) == launcher.EXIT_STOPPED == 75
-  assert written(tmp_path).keys() == {("stl10", TASK)}
+  assert written(tmp_path).keys() == done
   with pytest.raises(ValueError, match=r"Jobs \[0\] of 1 have not ended"):
     suite.merge(cfg, tmp_path)
-  done = count_calls(monkeypatch, measuring._TASKS, TASK)
+  tasks = count_calls(monkeypatch, measuring._TASKS, TASK)
   assert launcher.run(cfg, tmp_path) == 0
-  assert not done
+  assert len(tasks) == 1 - len(done)
   assert len(written(tmp_path)) == 3
 
 
