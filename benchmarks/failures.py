@@ -60,20 +60,23 @@ class Ended:
     seconds: until the last of the other processes had ended.
     codes: of all, as `subprocess` gives them.
     saved: the step of the newest checkpoint.
+    said: the last lines of all.
   """
 
   step: int
   seconds: float
   codes: tuple[int, ...]
   saved: int
+  said: str
 
   @property
   def is_saved_by_all(self) -> bool:
-    """Whether all said that they had saved, at a step that had not been logged before.
+    """Whether all ended as told, having saved where they stopped.
 
     A checkpoint is complete when every process has written its part of that step.
     """
-    return set(self.codes) == {EXIT_STOPPED} and self.saved >= self.step
+    stopped = f"Stopped by a signal at step {self.saved};" in self.said
+    return stopped and set(self.codes) == {EXIT_STOPPED} and self.saved >= self.step
 
 
 class Run:
@@ -172,7 +175,7 @@ def kill_one(run: Run, step: int, who: int, how: signal.Signals) -> Ended:
   finally:
     run.kill()
   codes = tuple(p.returncode for p in run.processes)
-  return Ended(logged, seconds, codes, newest(run.workdir))
+  return Ended(logged, seconds, codes, newest(run.workdir), run.said())
 
 
 def terminate_all(run: Run, step: int, within: float, chance: random.Random) -> Ended:
@@ -183,7 +186,8 @@ def terminate_all(run: Run, step: int, within: float, chance: random.Random) -> 
     process.send_signal(signal.SIGTERM)
     time.sleep(chance.random() * within / len(run.processes))
   codes = run.wait()
-  return Ended(logged, time.monotonic() - began, codes, newest(run.workdir))
+  seconds = time.monotonic() - began
+  return Ended(logged, seconds, codes, newest(run.workdir), run.said())
 
 
 def is_alike(workdir: pathlib.Path, undisturbed: pathlib.Path) -> bool:
@@ -205,7 +209,9 @@ def main() -> None:
   kinds = ["kill"] * args.kills + ["freeze"] * args.freezes
   kinds += ["terminate"] * args.terminations
   chance.shuffle(kinds)
-  epochs = -(-(_ADVANCE * len(kinds) + 2) // EPOCH_STEPS)
+  # A step tells the others of a signal, and another one passes before it is heard.
+  steps = _ADVANCE * (len(kinds) + args.terminations)
+  epochs = steps // EPOCH_STEPS + 1
   packages = ("jax", "jaxlib", "orbax-checkpoint")
   print(machine.describe(packages, os.cpu_count() or 1))
   print(

@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import absl.logging
@@ -110,6 +110,10 @@ class Checkpoints:
         best_fn=self._rate if self._best_metric else None, **options
       ),
     )
+
+  def _managers(self) -> Iterable[ocp.CheckpointManager]:
+    """One or two, in an order that is the same on all processes."""
+    return dict.fromkeys((self._manager, self._reader))
 
   def _rate(self, metrics: Mapping[str, float]) -> float:
     return metrics[self._best_metric]
@@ -270,7 +274,7 @@ class Checkpoints:
   def close(self) -> None:
     """Finishes what was started and gives back the threads."""
     self._waiter.shutdown()
-    for manager in {self._manager, self._reader}:
+    for manager in self._managers():
       manager.close()
 
   def _facts(self, step: int) -> Mapping[str, Any]:
@@ -323,7 +327,7 @@ class Checkpoints:
       return result
     why = str(error or "another process cannot read it")
     by_first(lambda: self._set_aside(step, why))
-    for manager in {self._manager, self._reader}:
+    for manager in self._managers():
       manager.reload()
     return None
 
@@ -366,7 +370,7 @@ class Checkpoints:
         )
 
     by_first(write)
-    for manager in {self._manager, self._reader}:
+    for manager in self._managers():
       manager.reload()
 
   def _set_aside_unreadable_scores(self, read_only: bool) -> None:

@@ -154,9 +154,10 @@ class Loop:
           self._restart_clocks()
         try:
           batch, ids, waited = self._feed.next()
-        except Exception:  # of this process alone; several fail as `Feed` says
+        except Exception as error:  # of this process alone; several fail as `Feed` says
           self._save_what_there_is(state, step)
-          if self._stop.received:  # the signal may have ended processes that read
+          if self._stop.received:
+            log.warning("A stop is what was asked for; the data failed too: %s", error)
             return False
           raise
         state, numbers = self._take(state, batch, step)

@@ -7,16 +7,18 @@ import math
 import pathlib
 import sys
 import time
-import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 # tensorboardX imports PyTorch where it finds it, which takes seconds, and needs it for
 # nothing that is used here.
-with unittest.mock.patch.dict(sys.modules, torch=None):
-  import tensorboardX.summary
-  from tensorboardX.event_file_writer import EventsWriter
-  from tensorboardX.proto import event_pb2
+_TORCH = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
+import tensorboardX.summary  # noqa: E402
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto import event_pb2  # noqa: E402
+
+if _TORCH is None:
+  del sys.modules["torch"]
 
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"

@@ -180,6 +180,7 @@ class Saver:
       raise error
     self._saved.clean_up_after_failure()
     why, now = reason(error), time.monotonic()
+    self._note(step, why)
     if step in self._saved.steps():
       self._failing = self._told = None
       self._say(
@@ -196,6 +197,8 @@ class Saver:
         f"The checkpoint of step {step} could not be written ({last}): {why}. It is "
         f"tried again every {RETRY_SECONDS:.0f} s, for {self._limit / 60:g} min at most."
       )
+
+  def _note(self, step: int, why: str) -> None:
     noted = {"time": round(time.time(), 3), "step": step, "error": why}
     line = json.dumps(noted | {"process": jax.process_index()}) + "\n"
     path = self._workdir / FILE

@@ -41,7 +41,8 @@ def test_a_run_survives_the_loss_of_any_of_its_processes(undisturbed, tmp_path):
 
   # One alone is told; the second time amid the evaluation after the last step.
   for step in (7, failures.STEPS):
-    run = Run(tmp_path, 2, 1)
+    # Small batches are many, so that it lasts for seconds.
+    run = Run(tmp_path, 2, 1, "--config.eval.batch_size=4")
     logged = run.reach(step)
     run.processes[chance.randrange(2)].send_signal(signal.SIGTERM)
     assert run.wait() == (EXIT_STOPPED, EXIT_STOPPED), run.said()

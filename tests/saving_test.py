@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_complete_was_saved_whatever_followed(tmp_path, now
     "device."
   ]
   assert not s.due
-  assert not (tmp_path / saving.FILE).exists()
+  assert [x["step"] for x in failures(tmp_path)] == [5]
 
 
 def test_reasons_are_what_the_system_said():

@@ -1,11 +1,28 @@
 """Signals that reach all processes of a job, left to the one that decides."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 _OTHERS_DECIDE = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+
+
+def end_with_parent() -> None:
+  """For a process that another one started, and which would outlive it if that is killed.
+
+  It would wait for work for ever, and may pass over the signals that would end it.
+  """
+  if parent := multiprocessing.parent_process():
+
+    def wait() -> None:
+      parent.join()
+      os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager

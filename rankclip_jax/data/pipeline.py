@@ -117,7 +117,12 @@ def train_batches(
     return iter(dataset)
   buffers = -(-prefetch // num_workers)
   workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=buffers)
-  return _without_interrupts(dataset.mp_prefetch(workers))
+  return _without_interrupts(dataset.mp_prefetch(workers, _begin_worker))
+
+
+def _begin_worker(index: int, count: int) -> None:
+  del index, count
+  interrupts.end_with_parent()
 
 
 def _without_interrupts(dataset: Iterable[Batch]) -> Iterator[Batch]:

@@ -19,6 +19,9 @@ from rankclip_jax.inference import Model
 from rankclip_jax.suite import arrays, parts
 from rankclip_jax.together import by_first, together
 
+# Embedded between two looks at whether this process is told to stop.
+_TEXTS = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Features:
@@ -164,8 +167,11 @@ def _embedded(
   """Embeddings [texts, dim]; every process makes a part of them."""
 
   def own_part() -> np.ndarray:
-    check()
-    return model.encode_text([texts[i] for i in parts.own(len(texts))])
+    own, found = [texts[i] for i in parts.own(len(texts))], []
+    for i in range(0, max(len(own), 1), _TEXTS):
+      check()
+      found.append(model.encode_text(own[i : i + _TEXTS]))
+    return np.concatenate(found)
 
   return parts.joined(together(own_part), len(texts))
 

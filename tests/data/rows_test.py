@@ -1,7 +1,10 @@
 """Bad examples, substitutes, mixtures and masks in training's batches."""
 
 import collections
+import multiprocessing
+import os
 import pickle
+import signal
 
 import hypothesis
 import numpy as np
@@ -35,6 +38,10 @@ class Numbers:
 
 
 def batches(source, **changes):
+  return list(iterated(source, **changes))
+
+
+def iterated(source, **changes):
   options = {
     "image_size": 4,
     "tokenizer": TOKENIZER,
@@ -44,7 +51,7 @@ def batches(source, **changes):
     "seed": 0,
     "on_bad": lambda bad: None,
   }
-  return list(pipeline.train_batches(source, **(options | changes)))
+  return pipeline.train_batches(source, **(options | changes))
 
 
 def joined(parts):
@@ -182,6 +189,18 @@ def test_worker_processes_make_the_same_batches():
     assert one.keys() == other.keys()
     for name in one:
       np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_workers_pass_over_a_signal_that_ends_the_run():
+  """Slurm sends it to every process; whose batches are still wanted must go on."""
+  plain = batches(Numbers(40), num_steps=10)
+  made = iterated(Numbers(40), num_steps=10, num_workers=1, prefetch=1, on_bad=noted)
+  found = [next(made)]
+  (worker,) = multiprocessing.active_children()
+  for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    os.kill(worker.pid, number)
+  found += made
+  np.testing.assert_array_equal(joined(found)["id"], joined(plain)["id"])
 
 
 def noted(bad):

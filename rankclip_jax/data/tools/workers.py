@@ -5,8 +5,6 @@ They import this module, and nothing of the command line: that would take second
 
 import concurrent.futures
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -97,7 +95,7 @@ _work: tuple[Source, Plan, int, Callable[[], None]]
 def _begin(source: Source, plan: Plan, num_threads: int, done, stop) -> None:
   """Prepares a worker: what it works on, and when it ends early."""
   global _work
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  interrupts.end_with_parent()
 
   def tick() -> None:
     if stop.is_set():
@@ -106,13 +104,6 @@ def _begin(source: Source, plan: Plan, num_threads: int, done, stop) -> None:
       done.value += 1
 
   _work = source, plan, num_threads, tick
-
-
-def _end_with_parent() -> None:
-  """Without it a worker whose parent is killed waits for work for ever."""
-  if parent := multiprocessing.parent_process():
-    parent.join()
-    os._exit(1)
 
 
 def _write(shard: int) -> None:
