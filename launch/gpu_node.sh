@@ -56,8 +56,8 @@ case $action in
         jobs+=($!)
       fi
     done
-    # What stops this script stops the jobs: they end with exit code 75. A
-    # signal ends `wait`, not the job.
+    # What stops this script stops the jobs: they end with exit code 75.
+    # A signal ends `wait`, not the job.
     trap 'interrupted=1; kill -TERM "${jobs[@]}" 2>/dev/null || true' INT TERM USR1
     code=0
     for job in "${jobs[@]}"; do

@@ -229,9 +229,19 @@ def test_a_stop_amid_an_evaluation_saves_and_leaves_it(tmp_path, monkeypatch, st
   assert not checkpoint.is_complete(workdir)
   assert train.run(cfg, workdir)
   assert evaluated(workdir) == evaluated(tmp_path / "whole")
-  assert saved.is_rated(step)  # and can be the best
+  assert saved.is_rated(step)
   saved.close()
+  assert scores(workdir) == scores(tmp_path / "whole")  # it can be the best
   assert checkpoint.is_complete(workdir)
+
+
+def scores(workdir):
+  """What Orbax ranks checkpoints by, of each."""
+  saved = checkpoint.of_run(workdir)
+  found = {step: saved._manager.metrics(step) for step in saved.steps()}
+  saved.close()
+  assert all(found.values())
+  return found
 
 
 def evaluated(workdir):
