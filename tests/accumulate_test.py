@@ -88,8 +88,10 @@ def small_whole(name):
   return small_gradient(name, 1, 1, batch_of())
 
 
-@pytest.mark.parametrize("devices, micro_batches", [(1, 4), (8, 2)])
-@pytest.mark.parametrize("name", objective.PRESETS)
+@pytest.mark.parametrize(
+  "name, devices, micro_batches",
+  [*((name, 8, 2) for name in objective.PRESETS), ("rankclip", 1, 4), ("siglip", 1, 4)],
+)
 def test_every_objective_has_the_gradient_of_the_whole_batch(
   name, devices, micro_batches
 ):
@@ -101,7 +103,7 @@ def test_every_objective_has_the_gradient_of_the_whole_batch(
     assert pieces[scalar] == pytest.approx(small_whole(name)[scalar], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", objective.PRESETS)
+@pytest.mark.parametrize("name", ["rankclip", "clip", "siglip"])
 def test_the_mean_of_small_batches_is_another_gradient(name):
   """What `optax.MultiSteps` would give; the comparison above can tell it apart."""
   halves = [

@@ -71,10 +71,16 @@ def assert_same_params(a, b):
 
 @pytest.mark.parametrize(
   "name, mesh",
-  [("rankclip", (2, 1)), ("rankclip", (1, 4)), *((n, (2, 4)) for n in objective.PRESETS)],
+  [
+    *(("rankclip", mesh) for mesh in ((2, 1), (1, 4), (2, 4))),
+    *((name, (2, 4)) for name in ("cyclip", "rankclip_released", "siglip")),
+  ],
 )
 def test_any_mesh_gives_the_numbers_of_one_device(name, mesh):
-  """With plain SGD the parameters are the sum of the gradients."""
+  """With plain SGD the parameters are the sum of the gradients.
+
+  losses/objective_test has the losses of all presets on meshes.
+  """
   (one, numbers_one), (many, numbers_many) = alone(name), run(name, *mesh)
   for a, b in zip(numbers_one, numbers_many, strict=True):
     assert a.keys() == b.keys()

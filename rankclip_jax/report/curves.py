@@ -43,6 +43,9 @@ PANELS = (
   Panel("model_flops_per_second_per_device", "Model FLOP/s of a device", cut=True),
   Panel("data_wait_seconds", "Data wait (s)", cut=True),
   Panel("step_seconds", "Step time (s)", cut=True),
+  Panel("device_memory_gib", "Device memory (GiB)", smooth=False),
+  Panel("device_memory_peak_gib", "Device memory, most so far (GiB)", smooth=False),
+  Panel("host_memory_gib", "Host memory (GiB)", smooth=False),
 )
 
 

@@ -1,8 +1,7 @@
-"""Children that compile for H100s and TPUs.
+"""A child that compiles for H100s and TPUs, for each file of tests.
 
 The tests' own process is set up for eight simulated CPU devices, with optimisations off,
-and would go down with a compiler that crashes. Both children run at once, because much of
-a compiler's work keeps one core busy.
+and would go down with a compiler that crashes.
 """
 
 import json
@@ -17,32 +16,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODULES = {"loss_test.py": "aot.loss", "step_test.py": "aot.step"}
 
 
-@pytest.fixture(scope="session")
-def children(request, tmp_path_factory):
-  """By the file of tests that are to run: a process, and where it writes."""
-  running = {}
-  env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-  for file in MODULES.keys() & {item.path.name for item in request.session.items}:
-    folder = tmp_path_factory.mktemp("aot")
-    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-      command = [sys.executable, "-m", MODULES[file]]
-      child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err)
-    running[file] = child, folder
-  yield running
-  for child, _ in running.values():
-    child.kill()
-    child.wait()
-
-
 @pytest.fixture(scope="module")
-def compiled(request, children):
+def compiled(request):
   """Facts by the name of the case; of those that compiled, if the child died."""
-  child, folder = children[request.path.name]
-  child.wait(timeout=3000)
-  results = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
-  return {r["case"]: r for r in results} | {
-    "stderr": (folder / "err").read_text()[-4000:]
-  }
+  env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+  command = [sys.executable, "-m", MODULES[request.path.name]]
+  child = subprocess.run(
+    command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000, check=False
+  )
+  results = [json.loads(line) for line in child.stdout.splitlines()]
+  return {r["case"]: r for r in results} | {"stderr": child.stderr[-4000:]}
 
 
 @pytest.fixture
