@@ -6,10 +6,8 @@ One JSON object a line, as soon as it is known. `tests/aot/step_test.py` runs th
 process of its own and judges the facts; `benchmarks/aot_memory.py` makes a table.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import pathlib
 import tempfile
 from typing import Any, Literal
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from aot import exchange, judge, targets
+from aot import command, exchange, judge, targets
 from rankclip_jax import config, evaluate, plan, sharding, state, step
 from rankclip_jax.models import two_tower
 
@@ -172,14 +170,5 @@ def facts(case: Case) -> dict:
     return {"case": str(case), "error": str(e)[:500]}
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  named = {str(case): case for case in CASES + BY_HAND}
-  default = list(map(str, CASES))
-  parser.add_argument("--cases", nargs="*", default=default, choices=named)
-  for name in parser.parse_args().cases:
-    print(json.dumps(facts(named[name])), flush=True)
-
-
 if __name__ == "__main__":
-  main()
+  command.answer(__doc__, CASES, BY_HAND, facts)

@@ -79,7 +79,7 @@ def assert_same_params(a, b):
 def test_any_mesh_gives_the_numbers_of_one_device(name, mesh):
   """With plain SGD the parameters are the sum of the gradients.
 
-  losses/objective_test has the losses of all presets on meshes.
+  accumulate_test has every preset's gradient on eight devices.
   """
   (one, numbers_one), (many, numbers_many) = alone(name), run(name, *mesh)
   for a, b in zip(numbers_one, numbers_many, strict=True):
