@@ -1,6 +1,7 @@
 """Real processes on loopback that are killed, frozen and terminated, over and over.
 
     python benchmarks/failures.py --kills=20 --freezes=5 --terminations=20
+    python benchmarks/failures.py --kills=0 --freezes=0 --terminations=20 --save-every=0
 
 One run of four processes with two devices each. Again and again one of them is killed
 (SIGKILL) or frozen (SIGSTOP) at a random step, or all get SIGTERM within a second, and
@@ -203,6 +204,9 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=20)
   parser.add_argument("--freezes", type=int, default=5)
   parser.add_argument("--terminations", type=int, default=20)
+  parser.add_argument(
+    "--save-every", type=int, default=2, help="steps; 0: only what a signal asks for"
+  )
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   chance = random.Random(args.seed)
@@ -222,9 +226,11 @@ def main() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     root = pathlib.Path(folder)
-    start = lambda name: Run(
-      root / name, args.processes, args.devices, f"--config.optim.epochs={epochs}"
+    flags = (
+      f"--config.optim.epochs={epochs}",
+      f"--config.checkpoint.every_steps={args.save_every}",
     )
+    start = lambda name: Run(root / name, args.processes, args.devices, *flags)
     began = time.monotonic()
     finish(start("undisturbed"))
     print(f"Undisturbed: {time.monotonic() - began:.0f} s.\n")

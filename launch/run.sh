@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 
 if [[ $DRY_RUN ]]; then
-  for name in XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION LIBTPU_INIT_ARGS PYTHONUNBUFFERED; do
+  for name in XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION LIBTPU_INIT_ARGS GLIBC_TUNABLES PYTHONUNBUFFERED; do
     [[ -z ${!name:-} ]] || run export "$name=${!name}"
   done
   run exec python main.py "$@"

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import sys
 import traceback
@@ -68,7 +69,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
     # The user gets one line; whoever looks for a bug gets the rest. Where another run is
     # at home the file is not ours.
     with contextlib.suppress(OSError):
-      if not isinstance(error, lock.HeldError):
+      if not (isinstance(error, lock.HeldError) or _is_anothers(cfg, workdir)):
         (workdir / _errors_file()).write_text(traceback.format_exc(), encoding="utf-8")
     if processes.is_loss(error):
       processes.leave(error, EXIT_STOPPED)
@@ -118,6 +119,15 @@ def _report(workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> None:
   page = report.build([workdir, *others], workdir / "report")
   print(summary(workdir))
   print(f"Report: {page}")
+
+
+def _is_anothers(cfg: Config, workdir: pathlib.Path) -> bool:
+  """Whether a training lives there that this one, which failed early, is no part of."""
+  if cfg.mode != "train" or jax.distributed.is_initialized():
+    return False
+  owner = lock.owner(workdir / lock.TRAINING)
+  ours = owner is None or owner.pid == os.getpid()
+  return not ours and lock.is_alive(workdir / lock.TRAINING)
 
 
 def _errors_file() -> str:

@@ -50,7 +50,7 @@ class Owner:
       return False
     try:
       os.kill(self.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter for what is no process's
       return True
     except OSError:  # it belongs to someone else
       pass
@@ -88,8 +88,8 @@ def owner(path: pathlib.Path) -> Owner | None:
     facts = json.loads(path.read_text(encoding="utf-8"))
     boot = str(facts.get("boot", ""))
     return Owner(str(facts["host"]), int(facts["pid"]), str(facts["since"]), boot)
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return None  # damaged, if it is there
 
 
 def silence(path: pathlib.Path) -> float:

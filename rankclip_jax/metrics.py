@@ -40,7 +40,7 @@ class MetricsLog:
   """Writes `{"step", "time", name: value, ...}`, one object a line.
 
   Opening it for a run that goes on at `step` drops what was written beyond that step,
-  and a last line that a killed process left torn. While the disk is full, lines are kept
+  and lines that a killed process left torn. While the disk is full, lines are kept
   in memory, and written when there is room again.
 
   Args:
@@ -157,14 +157,16 @@ def _finite(value: float | None) -> float | None:
 def _drop_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-    try:
-      if json.loads(line)["step"] > step:
-        continue
-    except json.JSONDecodeError:
-      break
-    kept.append(line if line.endswith("\n") else line + "\n")
+  lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  kept = [f"{line}\n" for line in lines if _step_of(line) <= step]
   replacement = path.with_suffix(".tmp")
   replacement.write_text("".join(kept), encoding="utf-8")
   replacement.replace(path)
+
+
+def _step_of(line: str) -> float:
+  """Infinite where it is damaged."""
+  try:
+    return float(json.loads(line)["step"])
+  except (ValueError, KeyError, TypeError):
+    return math.inf

@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rankclip_jax import lock
@@ -34,27 +34,46 @@ def main(argv: Sequence[str]) -> int:
     "python -m rankclip_jax.status", description="Where runs are, from their workdirs."
   )
   parser.add_argument("workdir", nargs="+", type=pathlib.Path)
-  try:
-    print("\n".join(describe(workdir) for workdir in parser.parse_args(argv).workdir))
-  except ValueError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  return 0
+  code = 0
+  for workdir in parser.parse_args(argv).workdir:
+    try:
+      print(describe(workdir), flush=True)
+    except (ValueError, OSError) as error:
+      print(f"Error: {error}", file=sys.stderr)
+      code = 1
+  return code
 
 
 def describe(workdir: pathlib.Path) -> str:
   """Whether a run goes on, how far it is, how fast, what is left, and what went wrong.
 
+  Files that are damaged or cannot be read are named, and the rest is told.
+
   Raises:
     ValueError: if that is no workdir of a run.
+    OSError: if it may not be looked into.
   """
+  if not workdir.is_dir():
+    raise ValueError(f"{workdir} is no folder; give the --workdir of a run.")
   if not any((workdir / name).exists() for name in _SIGNS):
     raise ValueError(
       f"{workdir} holds none of {', '.join(_SIGNS)}; give the --workdir of a run."
     )
-  lines = [*_state(workdir), *_progress(workdir), *_checkpoint(workdir)]
-  lines += [*_evaluation(workdir), *_troubles(workdir)]
+  parts = (_state, _progress, _checkpoint, _evaluation, _troubles)
+  lines = [line for part in parts for line in _readable(part, workdir)]
   return "\n".join([f"{workdir}", *(f"  {label:<{_LABEL}}{x}" for label, x in lines)])
+
+
+def _readable(
+  part: Callable[[pathlib.Path], Iterator[tuple[str, str]]], workdir: pathlib.Path
+) -> Iterator[tuple[str, str]]:
+  """What a part has to say, up to a file that is not as we write it."""
+  try:
+    yield from part(workdir)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    what = part.__name__.removeprefix("_")
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    yield "damaged", f"a file that tells of the {what} cannot be read ({why})"
 
 
 def _state(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -79,7 +98,7 @@ def _state(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _progress(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
-  steps = [x for x in _tail(workdir / _METRICS) if x.get("step_seconds")][-_RECENT:]
+  steps = [x for x in _tail(workdir / _METRICS) if _is_step(x)][-_RECENT:]
   if not steps:
     yield "step", "none logged yet"
     return
@@ -119,6 +138,12 @@ def _progress(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
     yield "left", f"{what}, evaluations and saving not counted"
 
 
+def _is_step(line: Mapping[str, Any]) -> bool:
+  """Whether a line of metrics is a step's, and whole."""
+  numbers = [line.get(name) for name in ("step", "time", "step_seconds")]
+  return all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers)
+
+
 def _checkpoint(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
   steps = _checkpoints(workdir)
   if not steps:
@@ -133,11 +158,11 @@ def _checkpoint(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
 def _evaluation(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
   path = workdir / _METRICS
   data = path.read_bytes() if path.is_file() else b""
-  place = data.rfind(b'"eval/')
-  if place < 0:
-    return
-  begin, end = data.rfind(b"\n", 0, place) + 1, data.find(b"\n", place)
-  found = _parsed(data[begin : end if end >= 0 else len(data)])
+  found = None
+  while found is None and (place := data.rfind(b'"eval/')) >= 0:
+    begin, end = data.rfind(b"\n", 0, place) + 1, data.find(b"\n", place)
+    found = _parsed(data[begin : end if end >= 0 else len(data)])
+    data = data[:begin]  # a torn line hides none before it
   best = _object(workdir / "config.json").get("checkpoint", {}).get("best_metric")
   shown = [
     f"{name.removeprefix('eval/')} {_number(value)}"

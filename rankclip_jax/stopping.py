@@ -25,13 +25,15 @@ class Stopped(Exception):
 
 
 def leave_when_told() -> None:
-  """From now on SIGTERM and SIGUSR1 end this process with code 75.
+  """From now on SIGTERM and SIGUSR1 end this process with code 75, and SIGUSR2 does not.
 
   For the time in which there is nothing to save. The first process of a container, too,
   hears only the signals that it asks for.
   """
   for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, _leave)
+  # It asks the loop for a profile, and must not end what is no loop, or not one yet.
+  signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _leave(number, frame) -> None:

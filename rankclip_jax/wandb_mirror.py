@@ -36,10 +36,11 @@ class WandbMirror:
         f"config.log.wandb={project!r} needs Weights & Biases: pip install wandb."
       ) from error
     path = workdir / FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _known(path)
+    project = known.get("project", project)  # a run stays where it began
     try:
       self._run: Any = wandb.init(
-        project=known.get("project", project),
+        project=project,
         id=known.get("id"),
         resume="allow",
         name=workdir.resolve().name,
@@ -52,7 +53,9 @@ class WandbMirror:
         f"Weights & Biases did not begin the run: {' '.join(str(error).split())[:300]} "
         "(WANDB_MODE=offline needs no server, --config.log.wandb= no mirror.)"
       ) from error
-    path.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
+    replacement.replace(path)
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
     numbers = {name: value for name, value in values.items() if value is not None}
@@ -69,3 +72,20 @@ class WandbMirror:
     except Exception as error:
       self._run = None
       log.warning("Weights & Biases gets no more numbers: %s", error)
+
+
+def _known(path: pathlib.Path) -> dict[str, Any]:
+  """Project and id of the run there; {} before it began.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  if not path.is_file():
+    return {}
+  try:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{path}, which says which run of Weights & Biases this is, cannot be read "
+      f"({error}); remove it to begin a new one there."
+    ) from error

@@ -1,6 +1,7 @@
 """Test set-up: eight simulated CPU devices, strict rank promotion, parsed absl flags."""
 
 import atexit
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -12,6 +13,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Small arrays, many programs: compiling is most of what these tests wait for. The
 # processes that tests start inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# jax 0.10 has an older way to emit fusions beside its own, and it takes half of the time.
+if importlib.metadata.version("jax").startswith("0.10."):
+  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # The same small models are trained in many tests and processes: each is compiled once.
 # pytest-xdist's workers inherit the folder.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -129,3 +129,16 @@ def test_without_locks_of_the_system_signs_of_life_decide(
   left_by(path, socket.gethostname(), dead)
   with held(path):
     pass
+
+
+@pytest.mark.parametrize(
+  "content",
+  ["[]", "null", "{", '{"host": "HOST", "pid": 99999999999999999999, "since": "now"}'],
+)
+def test_a_damaged_lock_blocks_nobody(tmp_path, content):
+  path = tmp_path / "lock.json"
+  path.write_text(content.replace("HOST", socket.gethostname()))
+  with lock.held(path, "Training", "wait."):
+    found = lock.owner(path)
+    assert found
+    assert found.pid == os.getpid()

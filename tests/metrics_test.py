@@ -51,6 +51,19 @@ def test_resuming_drops_what_lies_beyond_and_a_torn_line(tmp_path):
   ]  # fmt: skip
 
 
+def test_damaged_lines_cost_none_of_the_others(tmp_path):
+  log = metrics.MetricsLog(tmp_path)
+  for step in range(1, 5):
+    log.write(step, {"train/loss": float(step)})
+  log.close()
+  path = tmp_path / metrics.FILE
+  first, second, *rest = path.read_bytes().splitlines(keepends=True)
+  torn = [second[:20], b"\n", b'{"a": 1}\n', b"[]\n", b"\xff\xfe\n"]
+  path.write_bytes(b"".join([first, *torn, *rest]))
+  metrics.MetricsLog(tmp_path, step=4).close()
+  assert [x["step"] for x in lines(tmp_path)] == [1, 3, 4]
+
+
 def test_a_new_run_in_an_old_folder_starts_empty(tmp_path):
   first = metrics.MetricsLog(tmp_path)
   first.write(1, {"a": 1.0})

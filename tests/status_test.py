@@ -138,7 +138,46 @@ def test_the_command_is_fast_and_without_jax(workdir):
 
 def test_no_workdir_is_one_clear_line(tmp_path, capsys):
   assert status.main([str(tmp_path / "none")]) == 1
+  assert "none is no folder" in capsys.readouterr().err
+  assert status.main([str(tmp_path)]) == 1
   assert "holds none of config.json, metrics.jsonl" in capsys.readouterr().err
+
+
+def test_one_that_is_no_workdir_hides_no_other(workdir, capsys):
+  assert status.main([str(workdir / "none"), str(workdir)]) == 1
+  printed = capsys.readouterr()
+  assert "30 of 100" in printed.out
+  assert "Error: " in printed.err
+
+
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    (lock.TRAINING, "[]"),
+    (lock.TRAINING, '{"host": "HOST", "pid": 99999999999999999999, "since": "now"}'),
+    ("config.json", '{"optim": null}'),
+    ("environment.json", '{"plan": null}'),
+    ("checkpoints/007", ""),
+    ("save_failures.jsonl", '{"step": "x"}\n'),
+    ("error.log/file", ""),
+    ("metrics.jsonl", '{"step_seconds": 0.5}\n{"step": 1, "time": 1, "step_seconds": "x"}\n'),
+    ("metrics.jsonl", '{"step": 1, "time": 1, "step_seconds": NaN}\n'),
+  ],
+)  # fmt: skip
+def test_damage_hides_nothing_else(workdir, name, content):
+  (workdir / name).parent.mkdir(exist_ok=True)
+  (workdir / name).write_text(content.replace("HOST", socket.gethostname()))
+  lines = shown(workdir)
+  assert "nan" not in lines.get("speed", "")
+  assert {"training", "step"} <= lines.keys() or "damaged" in lines
+  if name != "checkpoints/007":
+    assert lines["checkpoint"].startswith("step 20")
+
+
+def test_a_torn_evaluation_does_not_hide_the_one_before(workdir):
+  with (workdir / "metrics.jsonl").open("a") as file:
+    file.write('\n{"step": 40, "time": 1, "eval/openmoji/zeroshot_retr')
+  assert shown(workdir)["evaluation"].startswith("step 20")
 
 
 def test_names_are_those_that_training_writes():

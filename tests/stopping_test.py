@@ -9,8 +9,10 @@ from rankclip_jax import stopping
 
 @pytest.fixture(autouse=True)
 def handlers():
+  profiles = signal.getsignal(signal.SIGUSR2)
   with stopping.keeping_handlers():
     yield
+  signal.signal(signal.SIGUSR2, profiles)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -20,6 +22,12 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(number, caps
     signal.raise_signal(number)
   assert ended.value.code == stopping.EXIT_STOPPED == 75
   assert f"{number.name} came when nothing was left to save" in capsys.readouterr().err
+
+
+def test_asking_for_a_profile_ends_nothing():
+  stopping.leave_when_told()
+  signal.raise_signal(signal.SIGUSR2)
+  assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
 
 
 def test_the_loop_remembers_and_gives_back():

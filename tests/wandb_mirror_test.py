@@ -57,6 +57,9 @@ def test_one_run_there_however_often_it_goes_on(tmp_path, client):
   WandbMirror(tmp_path, "emoji", {})
   assert client.begun[1]["id"] == "abc"
   assert client.begun[1]["resume"] == "allow"
+  for _ in range(2):  # it stays where it began
+    WandbMirror(tmp_path, "other", {})
+    assert (client.begun[-1]["id"], client.begun[-1]["project"]) == ("abc", "emoji")
 
 
 def test_a_mirror_that_breaks_later_ends_alone(tmp_path, client, caplog):
@@ -83,3 +86,10 @@ def test_its_name_is_kept_in_the_workdir(tmp_path, client):
   assert json.loads((tmp_path / wandb_mirror.FILE).read_text()) == {
     "project": "emoji", "id": "abc"
   }  # fmt: skip
+
+
+def test_damage_names_the_file(tmp_path, client):
+  (tmp_path / wandb_mirror.FILE).write_text('{"project": "em')
+  with pytest.raises(ValueError, match=f"{wandb_mirror.FILE}.*remove it"):
+    WandbMirror(tmp_path, "emoji", {})
+  assert not client.begun

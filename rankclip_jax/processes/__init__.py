@@ -72,6 +72,10 @@ def _alone(cfg: Config, place: Place | None) -> None:
   if cfg.distributed.mode == "off":
     if cfg.mode == "train":
       cluster.check_alone()
+    if cfg.mode not in _WITHOUT_DEVICES and (problem := _problem_of_platform()):
+      if os.environ.get("ACCELERATOR"):  # launch/ was told what is to be used
+        raise ValueError(problem)
+      log.warning("%s", problem)
     return
   if place is None:
     log.info(
@@ -102,16 +106,26 @@ def _open_devices() -> None:
 
 def _check_platform() -> None:
   """Refuses to compute on CPUs beside accelerators that were not ruled out."""
+  if problem := _problem_of_platform():
+    raise ValueError(problem)
+
+
+def _problem_of_platform() -> str:
+  """What accelerators are idle, or were promised and are not there; "" if none are."""
   if jax.default_backend() != "cpu" or _is_cpu_wanted():
-    return
+    return ""
   tpus, _ = hardware_utils.num_available_tpu_chips_and_device_id()
-  if idle := [f"{tpus} TPU chips"] * bool(tpus) + ["GPUs"] * bool(gpus.visible()):
-    extra = "tpu" if tpus else "cuda12"
-    raise ValueError(
-      f"This host has {' and '.join(idle)}, but JAX sees only its CPU: pip install "
-      f"'jax[{extra}]' in this environment, or rule them out by the variable "
-      "JAX_PLATFORMS=cpu."
-    )
+  idle = [f"{tpus} TPU chips"] * bool(tpus) + ["GPUs"] * bool(gpus.visible())
+  promised = os.environ.get("ACCELERATOR", "")
+  if not idle and promised not in ("gpu", "tpu"):
+    return ""
+  extra = "tpu" if tpus or promised == "tpu" else "cuda12"
+  what = f"This host has {' and '.join(idle)}" if idle else f"ACCELERATOR={promised}"
+  return (
+    f"{what}, but JAX sees only its CPU: pip install 'jax[{extra}]' in this environment "
+    "(a container must be given the devices too), or rule them out by the variable "
+    "JAX_PLATFORMS=cpu."
+  )
 
 
 def _is_cpu_wanted() -> bool:

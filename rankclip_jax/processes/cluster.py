@@ -55,13 +55,14 @@ def find(settings: DistributedConfig) -> Place | None:
     return None
   name = "the config"
   if settings.mode == "auto":
-    found = _asked(_environment, "The cluster")
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of what is missing `_check_started` tells
+      found = _asked(_environment, "The cluster")
     if found is None:
       _check_started()
       return None
     name = _NAMES.get(found.name, found.name)
-  wanted = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
-  devices = [int(i) for i in wanted.split(",")] if wanted else None
+  devices = _devices_told()
   with warnings.catch_warnings():
     if settings.mode == "explicit":  # what is missing to recognise a cluster is not asked
       warnings.simplefilter("ignore")
@@ -87,6 +88,18 @@ def find(settings: DistributedConfig) -> Place | None:
       "give another --config.distributed.process_id or num_processes."
     )
   return Place(name, coordinator, count, index, tuple(devices) if devices else None)
+
+
+def _devices_told() -> list[int] | None:
+  """Those of the host that this process takes, where the user says."""
+  told = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+  try:
+    return [int(i) for i in told.split(",")] if told else None
+  except ValueError as error:
+    raise ValueError(
+      f"The variable JAX_LOCAL_DEVICE_IDS={told!r} must be numbers of this host's "
+      "devices, such as 0,1; unset it for all of them."
+    ) from error
 
 
 def check_alone() -> None:

@@ -181,6 +181,19 @@ def test_flags_of_gpus_are_known_to_the_installed_xla(shell, flag, known):
   assert (result.returncode == 0) == known, result.stderr
 
 
+def test_tunables_of_cpus_are_known_to_glibc_and_the_users_come_last(shell):
+  shown = 'echo "$GLIBC_TUNABLES"'
+  run = lambda **more: shell.run(["launch/run.sh"], PYTHON=shown, **more).stdout.strip()
+  ours = run(ACCELERATOR="cpu")
+  assert run(ACCELERATOR="cpu", GLIBC_TUNABLES="glibc.x=1") == f"{ours}:glibc.x=1"
+  loaders = list(pathlib.Path("/lib64").glob("ld-linux*"))
+  if not loaders:
+    pytest.skip("no glibc")
+  listed = subprocess.run([loaders[0], "--list-tunables"], capture_output=True, text=True)
+  names = [x.split("=")[0] for x in ours.split(":")]
+  assert [name for name in names if f"{name}:" in listed.stdout] == names
+
+
 def test_flags_of_tpus_are_known_to_the_compiler(shell):
   library = ROOT / ".aot" / "libtpu" / "libtpu.so"
   if not library.exists():

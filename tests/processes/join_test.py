@@ -183,3 +183,25 @@ def test_accelerators_that_are_not_there(platform):
   ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   line = refused((ran.returncode, ran.stderr))
   assert f"cannot use the devices of JAX_PLATFORMS='{platform}'" in line
+
+
+def test_one_process_says_so_where_it_leaves_accelerators_idle(monkeypatch, caplog):
+  """The default, mode="off": people with a GPU and JAX for CPUs may mean it."""
+  monkeypatch.setattr(processes, "_is_cpu_wanted", lambda: False)
+  monkeypatch.setattr(processes.gpus, "visible", lambda: ["GPU-1", "GPU-2"])
+  monkeypatch.delenv("ACCELERATOR", raising=False)
+  told = "This host has GPUs, but JAX sees only its CPU"
+  processes.join(Config())
+  assert told in caplog.text
+  caplog.clear()
+  processes.join(Config(mode="report"))  # reads and writes files
+  assert not caplog.text
+  # launch/ says what is to be used.
+  monkeypatch.setenv("ACCELERATOR", "gpu")
+  with pytest.raises(ValueError, match=told):
+    processes.join(Config())
+  monkeypatch.setattr(processes.gpus, "visible", lambda: [])
+  with pytest.raises(ValueError, match=r"ACCELERATOR=gpu, but .*'jax\[cuda12\]'"):
+    processes.join(Config())
+  monkeypatch.setenv("ACCELERATOR", "cpu")
+  processes.join(Config())
