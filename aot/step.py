@@ -74,6 +74,7 @@ CASES = [
   Case("h100", 8, "ViT-B-32", 4096),
   Case("h100", 8, "ViT-B-16", 4096, remat="dots"),
   Case("h100", 8, "ViT-B-32", 4096, remat="dots", fsdp=8),
+  Case("h100", 8, "ViT-L-14", 4096, remat="full", fsdp=8),
   Case("h100", 8, "RN50", 2048),
   Case("tpu_v5e", 256, "ViT-B-32", 4096, remat="dots"),
   Case("tpu_v4", 64, "ViT-B-32", 4096, remat="dots", fsdp=8),

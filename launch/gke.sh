@@ -14,10 +14,14 @@
 # gpu: GPU_ACCELERATOR (nvidia-h100-80gb), GPUS of a node (8), NODES (2).
 # tpu: TPU_ACCELERATOR (tpu-v5-lite-podslice), TPU_TOPOLOGY (4x4), HOSTS (4), CHIPS of a host
 # (4); follow and evaluate run on slices of one host, of ONE_HOST_TOPOLOGY (2x2).
+# PASS: names of variables that the pods get too, such as "XLA_FLAGS NCCL_DEBUG".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh
+. launch/values.sh
 
+counts GPUS NODES HOSTS CHIPS SHARDS
+expect NAME '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "at most 40 of a-z, 0-9 and -, from a letter on"
 action=${1:-}
 shift || true
 export NAME=${NAME:?is what the run is called}
@@ -27,8 +31,15 @@ case $action in train | follow | evaluate | merge)
   [[ ${XPK:-} && $action == train ]] || export CLAIM=${CLAIM:?is the claim of a volume, ReadWriteMany}
   [[ $action == merge || ${ACCELERATOR:-} =~ ^(gpu|tpu)$ ]] ||
     refuse "ACCELERATOR must be gpu or tpu, got \"${ACCELERATOR:-}\"."
+  [[ ${XPK:-} && $action == train ]] || inside "$MOUNT" "$@"
   ;;
 esac
+# More of a list of YAML, each of `passed`.
+PASSED=$(python3 -c '
+import json, sys
+for name, value in (word.split("=", 1) for word in sys.argv[1:]):
+  print(f", {{name: {name}, value: {json.dumps(value)}}}", end="")' "${passed[@]}")
+export PASSED
 export GPU_ACCELERATOR=${GPU_ACCELERATOR:-nvidia-h100-80gb} GPUS=${GPUS:-8} NODES=${NODES:-2}
 export TPU_ACCELERATOR=${TPU_ACCELERATOR:-tpu-v5-lite-podslice} TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4}
 export HOSTS=${HOSTS:-4} CHIPS=${CHIPS:-4}
@@ -65,10 +76,10 @@ one() { # NAME ACCELERATOR FLAGS...
       RESOURCES="{requests: {cpu: 2, memory: 8Gi}}"
       ;;
   esac
-  ENVIRONMENT="[{name: ACCELERATOR, value: $accelerator}]"
+  ENVIRONMENT="{name: ACCELERATOR, value: $accelerator}"
   # Where there is an accelerator, JAX takes it.
   [[ $accelerator != cpu ]] ||
-    ENVIRONMENT="[{name: ACCELERATOR, value: cpu}, {name: JAX_PLATFORMS, value: cpu}]"
+    ENVIRONMENT="{name: ACCELERATOR, value: cpu}, {name: JAX_PLATFORMS, value: cpu}"
   export SELECTOR RESOURCES ENVIRONMENT
   NAME=$name apply launch/gke/one.yaml "$@"
 }
@@ -80,7 +91,7 @@ case $action in
       run xpk workload create --cluster="$XPK" --workload="$NAME" --docker-image="$IMAGE" \
         --tpu-type="${TPU_TYPE:?is the size of a slice, such as v5litepod-16}" \
         --max-restarts=100 --restart-on-exit-codes=75,134 \
-        --termination-grace-period-seconds=300 --env=ACCELERATOR=tpu \
+        --termination-grace-period-seconds=300 --env=ACCELERATOR=tpu "${passed[@]/#/--env=}" \
         --command="$(quoted /opt/rankclip/launch/run.sh --config.distributed.mode=auto "$@")"
     elif [[ $ACCELERATOR == tpu ]]; then
       apply launch/gke/train_tpu.yaml --config.distributed.mode=auto "$@"

@@ -7,11 +7,14 @@
 #
 # CUDA_VISIBLE_DEVICES: the GPUs of train and follow (all). GPUS: evaluate uses 0 to GPUS - 1
 # (8). IMAGE: a Docker image to run in; MOUNT: the folder of data and workdirs that it sees
-# under the same path (/shared).
+# under the same path (/shared); PASS: names of variables that it gets, "XLA_FLAGS NCCL_DEBUG".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh
+. launch/values.sh
 
+counts GPUS
+[[ ! ${IMAGE:-} ]] || inside "${MOUNT:-/shared}" "$@"
 action=${1:-}
 shift || true
 
@@ -28,7 +31,8 @@ on() {
     # The container sees all GPUs, and the program those of its environment. NCCL's shared
     # memory outgrows Docker's 64 MiB; its ten seconds are too few for a save.
     command=(docker run --rm --init --gpus=all --ipc=host --stop-timeout=300
-      --volume="${MOUNT:-/shared}:${MOUNT:-/shared}" "${environment[@]/#/--env=}" "$IMAGE" "$@")
+      --volume="${MOUNT:-/shared}:${MOUNT:-/shared}" "${environment[@]/#/--env=}"
+      "${passed[@]/#/--env=}" "$IMAGE" "$@")
   else
     command=(env "${environment[@]}" launch/run.sh "$@")
   fi

@@ -10,7 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh
+. launch/values.sh
 
+counts NODES GPUS SHARDS
 action=${1:-}
 shift || true
 one=launch/slurm/one_gpu.sbatch

@@ -16,11 +16,15 @@
 #
 # TPU_NAME, ZONE, PROJECT (gcloud's), ACCELERATOR_TYPE, RUNTIME_VERSION, SPOT=1, IMAGE, NFS
 # (host:/share), MOUNT (/shared). With SHARDS=n every action is for n slices of one host
-# each, TPU_NAME-0 and so on, and run gives each a shard of an evaluation.
+# each, TPU_NAME-0 and so on, and run gives each a shard of an evaluation. PASS: names of
+# variables that containers get too, such as "LIBTPU_INIT_ARGS WANDB_API_KEY".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh
+. launch/values.sh
 
+counts SHARDS
+expect NFS '[A-Za-z0-9._:/-]+' "host:/share"
 action=${1:-}
 shift || true
 : "${TPU_NAME:?is the name of the slice, which you choose}" "${ZONE:?is the zone, such as us-west4-a}"
@@ -37,10 +41,15 @@ case $action in install | run | follow | merge | resume)
 esac
 place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 mount=${MOUNT:-/shared}
+inside "$mount" "$@"
 mounted="{ mountpoint -q $mount || sudo mount -t nfs ${nfs:-} $mount; }"
 # Also after a reboot; what ended as it should is left alone.
 started="$mounted && { [ \"\$(sudo docker inspect -f '{{.State.ExitCode}}' rankclip)\" = 0 ] \
 || sudo docker start rankclip; }"
+# What asks Google for its images; those of Docker Hub are there for all.
+[[ ${image:-} != *.*/* ]] || asking="sudo gcloud auth configure-docker ${image%%/*} --quiet && "
+installed="sudo apt-get install --yes nfs-common && sudo mkdir -p $mount && $mounted \
+&& ${asking:-}sudo docker pull ${image:-}"
 tpus=(gcloud compute tpus)
 
 on_workers() { # NAME WORKER COMMAND
@@ -57,8 +66,12 @@ container() {
   shift
   # TPUs and their metadata server are the host's; ten seconds are too few for a save.
   quoted sudo docker run "${options[@]}" --privileged --network=host --stop-timeout=300 \
-    --volume="$mount:$mount" "$image" "$@"
+    --volume="$mount:$mount" "${passed[@]/#/--env=}" "$image" "$@"
 }
+
+# Docker starts a process that failed again, twenty times, later and later: the others end
+# after JAX's 100 seconds without a sign of it. What `stop` ended it leaves.
+detached() { container --detach --name=rankclip --restart=on-failure:20 -- "$@"; }
 
 state_of() { "${tpus[@]}" queued-resources describe "$1" "${place[@]}" --format="value(state.state)"; }
 
@@ -92,16 +105,12 @@ one() { # ACTION NAME FLAGS...
       done
       ;;
     install)
-      on_workers "$name" all "sudo apt-get install --yes nfs-common && sudo mkdir -p $mount \
-&& $mounted \
-&& sudo gcloud auth configure-docker ${image%%/*} --quiet && sudo docker pull $image"
+      on_workers "$name" all "$installed"
       ;;
     run)
       # The container of an earlier run goes, but not one that still runs: then the name is
-      # taken. Docker starts a process that failed again, twenty times, later and later: the
-      # others end after JAX's 100 seconds without a sign of it. What `stop` ended it leaves.
-      on_workers "$name" all "sudo docker rm rankclip 2>/dev/null; $(container \
-        --detach --name=rankclip --restart=on-failure:20 -- "$@")"
+      # taken.
+      on_workers "$name" all "sudo docker rm rankclip 2>/dev/null; $(detached "$@")"
       ;;
     status)
       # What `create` made is in no queue.
@@ -115,12 +124,15 @@ one() { # ACTION NAME FLAGS...
 }
 
 resume() { # NAME FLAGS...
-  local name=$1 state
+  local name=$1 state again
   shift
+  # A resume that was itself cut off may have left a slice without a container.
+  again="if sudo docker inspect rankclip >/dev/null 2>&1; then $started; \
+else $installed && $(detached "$@"); fi"
   if [[ $DRY_RUN ]]; then
     shown "${tpus[@]}" queued-resources describe "$name" "${place[@]}" --format="value(state.state)"
     printf '# ACTIVE:\n'
-    on_workers "$name" all "$started"
+    on_workers "$name" all "$again"
     printf '# SUSPENDED or FAILED, the slice is lost:\n'
     state=SUSPENDED
   else
@@ -129,7 +141,7 @@ resume() { # NAME FLAGS...
   fi
   case $state in
     ACTIVE)
-      on_workers "$name" all "$started"
+      on_workers "$name" all "$again"
       return
       ;;
     SUSPENDED | FAILED)

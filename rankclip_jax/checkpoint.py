@@ -322,6 +322,8 @@ class Checkpoints:
         "RESOURCE_EXHAUSTED" in str(caught)
       ):
         raise
+      if "PERMISSION_DENIED" in str(caught):  # of TensorStore
+        raise PermissionError(" ".join(str(caught).split())[:500]) from caught
       error = caught
     if of_all(error is None).all():
       return result

@@ -1,6 +1,9 @@
 """The step compiled before it is needed: what that took, and what it will take."""
 
+import contextlib
 import dataclasses
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +15,7 @@ from rankclip_jax import state as states
 from rankclip_jax.plan import Plan
 from rankclip_jax.state import TrainState
 from rankclip_jax.step import compile_step
+from rankclip_jax.stopping import Stopped
 
 _GIB = 2**30
 
@@ -39,13 +43,43 @@ class CompiledStep:
     )
 
 
-def compile_ahead(p: Plan, rows: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:
+def compile_ahead(
+  p: Plan,
+  rows: Mapping[str, jax.ShapeDtypeStruct],
+  told: Callable[[], bool] = lambda: False,
+) -> CompiledStep:
   """`step.compile_step`, compiled for a plan.
 
   Args:
     p: of the run.
     rows: shapes and types of a global batch.
+    told: whether to stop. Nothing ends a compiler, which may take many minutes: its
+      thread is left behind.
+
+  Raises:
+    Stopped: soon after this process is told.
   """
+  ended: queue.SimpleQueue[CompiledStep | BaseException] = queue.SimpleQueue()
+
+  def work() -> None:
+    try:
+      ended.put(_compiled(p, rows))
+    except BaseException as error:
+      ended.put(error)
+
+  threading.Thread(target=work, name="compile", daemon=True).start()
+  while True:
+    with contextlib.suppress(queue.Empty):
+      result = ended.get(timeout=0.1)
+      break
+    if told():
+      raise Stopped
+  if isinstance(result, BaseException):
+    raise result
+  return result
+
+
+def _compiled(p: Plan, rows: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:
   began = time.perf_counter()
   before = states.abstract(p.size, p.objective, p.optimizer, p.mesh)
   jitted: Any = compile_step(p)

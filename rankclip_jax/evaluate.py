@@ -25,7 +25,7 @@ from rankclip_jax.data.source import Example, Source, identity_of
 from rankclip_jax.data.tokenizer import Tokenizer
 from rankclip_jax.evals import geometry, results, retrieval, zero_shot
 from rankclip_jax.models import layers, sizes, two_tower
-from rankclip_jax.stopping import Stopped
+from rankclip_jax.stopping import Stopped, StopSignal
 from rankclip_jax.together import check_same, together
 
 log = logging.getLogger(__name__)
@@ -347,7 +347,13 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
 
   Raises:
     ValueError: if there is no such checkpoint, or it is of another model.
+    Stopped: on all processes, once any was told to stop; nothing is written.
   """
+  with StopSignal("Stopping after this batch.") as stop:
+    return _run(config, workdir, stop)
+
+
+def _run(config: Config, workdir: pathlib.Path, stop: StopSignal) -> Evaluation:
   if not (workdir / checkpoint.DIRECTORY).is_dir():
     raise ValueError(f"{workdir} has no checkpoints; train first (--config.mode=train).")
   saved = checkpoint.of_run(workdir)
@@ -371,6 +377,7 @@ def run(config: Config, workdir: pathlib.Path) -> Evaluation:
     tokenizer,
     image_size=size.image_size,
     batch_size=config.eval.batch_size,
+    told=lambda: stop.received,
   )
   evaluator.check()
   evaluation = evaluator(params)

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import absl.logging
 import jax
@@ -24,8 +25,10 @@ from rankclip_jax import (
 )
 from rankclip_jax.config import Config
 from rankclip_jax.evals import results
-from rankclip_jax.stopping import EXIT_STOPPED
+from rankclip_jax.stopping import EXIT_STOPPED, Left, Stopped, leave_now
 from rankclip_jax.together import by_first, of_first
+
+log = logging.getLogger(__name__)
 
 # Modes that use a model, each a function of config and workdir to what is printed.
 _TOOLS = {
@@ -64,7 +67,7 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
     ValueError: with what to do next, if something does not fit.
   """
   try:
-    return _run(cfg, workdir)
+    code = _run(cfg, workdir)
   except Exception as error:
     # The user gets one line; whoever looks for a bug gets the rest. Where another run is
     # at home the file is not ours.
@@ -73,7 +76,21 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
         (workdir / _errors_file()).write_text(traceback.format_exc(), encoding="utf-8")
     if processes.is_loss(error):
       processes.leave(error, EXIT_STOPPED)
+    if Left.any:
+      print(f"Error: {error}", file=sys.stderr)
+      _end(1)
     raise
+  if Left.any:
+    _end(code)
+  return code
+
+
+def _end(code: int) -> NoReturn:
+  """Without the threads that would hold this process."""
+  if Left.with_others and jax.distributed.is_initialized():
+    with contextlib.suppress(RuntimeError):
+      jax.distributed.shutdown()
+  leave_now(code)
 
 
 def _run(cfg: Config, workdir: pathlib.Path) -> int:
@@ -108,7 +125,11 @@ def _run(cfg: Config, workdir: pathlib.Path) -> int:
     if not suite.run(cfg, workdir):
       return EXIT_STOPPED
   elif cfg.mode == "eval":
-    evaluate.run(cfg, workdir)
+    try:
+      evaluate.run(cfg, workdir)
+    except Stopped:
+      log.warning("Stopped by a signal; nothing was written.")
+      return EXIT_STOPPED
   by_first(lambda: _report(workdir, others))
   return 0
 

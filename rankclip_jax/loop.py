@@ -25,7 +25,7 @@ from rankclip_jax.profiling import DIRECTORY, Captures
 from rankclip_jax.progress import TrainingProgress
 from rankclip_jax.saving import SaveClock, Saver
 from rankclip_jax.state import TrainState
-from rankclip_jax.stopping import Stopped, StopSignal
+from rankclip_jax.stopping import Left, Stopped, StopSignal
 from rankclip_jax.together import of_all, together
 from rankclip_jax.utilisation import rates_of
 from rankclip_jax.watchdog import Watchdog
@@ -148,7 +148,16 @@ class Loop:
           return False
         if due.last:
           break
-        host = {} if self._step else self._compile()
+        try:
+          host = {} if self._step else self._compile()
+        except Stopped:
+          self._progress.say(
+            "Stopped by a signal while the step was compiled, with nothing new to save; "
+            "the same command goes on."
+          )
+          # Other processes compile, and wait for nobody yet.
+          Left.behind(with_others=False)
+          return False
         self._watchdog.doing(f"step {step + 1}")
         if self._captures.between(step, state.step):
           self._restart_clocks()
@@ -259,7 +268,8 @@ class Loop:
   def _compile(self) -> dict[str, float]:
     """Has the step ready; what that took is a metric of the first one."""
     self._watchdog.doing("compiling the step")
-    self._step = compile_ahead(self._plan, plans.batch_shapes(self._cfg, self._plan))
+    rows = plans.batch_shapes(self._cfg, self._plan)
+    self._step = compile_ahead(self._plan, rows, lambda: self._stop.received)
     self._progress.say(str(self._step))
     of_all(True)  # sockets are opened by the first step, which waits 30 s for the slowest
     self._restart_clocks()

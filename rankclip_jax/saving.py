@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
-from rankclip_jax.checkpoint import Checkpoints
+from rankclip_jax.checkpoint import Checkpoints, steps_of
 from rankclip_jax.processes import is_loss
 from rankclip_jax.state import TrainState
+from rankclip_jax.stopping import Left
 from rankclip_jax.together import of_all
 
 FILE = "save_failures.jsonl"
@@ -85,6 +86,7 @@ class Saver:
     self._limit = 60.0 * retry_minutes
     self._failing: _Failing | None = None
     self._told: float | None = None
+    self._notes = ""  # of failures, not yet on the disk
     self._writing: int | None = None  # the step of what is written in the background
 
   @property
@@ -137,7 +139,7 @@ class Saver:
   def give_up(self) -> None:
     """Raises `SaveError`, naming the last failure here."""
     why = self._failing.why if self._failing else "another process says why"
-    good = max(self._saved.steps(), default=None)
+    good = max(steps_of(self._workdir), default=None)
     last = "there is none" if good is None else f"the last good one is of step {good}"
     raise SaveError(
       f"No checkpoint could be written for {self._limit / 60:g} min "
@@ -171,6 +173,7 @@ class Saver:
     except Exception as error:
       self._failed(step, error)
       return
+    self._write_notes()
     if self._failing:
       self._say(f"Checkpoints can be written again: that of step {step} is complete.")
     self._failing = self._told = None
@@ -179,6 +182,10 @@ class Saver:
     if is_loss(error):
       raise error
     self._saved.clean_up_after_failure()
+    if (
+      jax.process_count() > 1
+    ):  # Orbax's threads wait 300 s for each other, at the end too
+      Left.behind(with_others=True)
     why, now = reason(error), time.monotonic()
     self._note(step, why)
     if step in self._saved.steps():
@@ -191,7 +198,7 @@ class Saver:
     self._failing = _Failing(since, now, why)
     if self._told is None or now - self._told >= RETRY_SECONDS:
       self._told = now
-      good = max(self._saved.steps(), default=None)
+      good = max(steps_of(self._workdir), default=None)
       last = "none was written yet" if good is None else f"the last is of step {good}"
       self._say(
         f"The checkpoint of step {step} could not be written ({last}): {why}. It is "
@@ -200,10 +207,16 @@ class Saver:
 
   def _note(self, step: int, why: str) -> None:
     noted = {"time": round(time.time(), 3), "step": step, "error": why}
-    line = json.dumps(noted | {"process": jax.process_index()}) + "\n"
-    path = self._workdir / FILE
-    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
-      file.write(line)  # where the disk is not full
+    self._notes += json.dumps(noted | {"process": jax.process_index()}) + "\n"
+    self._write_notes()
+
+  def _write_notes(self) -> None:
+    """Those that a full disk did not take before."""
+    with contextlib.suppress(OSError):
+      if self._notes:
+        with (self._workdir / FILE).open("a", encoding="utf-8") as file:
+          file.write(self._notes)
+        self._notes = ""
 
 
 def reason(error: Exception) -> str:

@@ -5,11 +5,12 @@ This must be quick to import: `main` asks for it before all else.
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 # sysexits' EX_TEMPFAIL, "try again": a scheduler should start the same command again.
 EXIT_STOPPED = 75
@@ -40,7 +41,34 @@ def _leave(number, frame) -> None:
   del frame
   name = signal.Signals(number).name
   print(f"{name} came when nothing was left to save.", file=sys.stderr, flush=True)
+  # With other processes an orderly end would wait for them, and they for this one.
+  jax: Any = sys.modules.get("jax")
+  if getattr(jax, "distributed", None) and jax.distributed.is_initialized():
+    leave_now(EXIT_STOPPED)
   sys.exit(EXIT_STOPPED)
+
+
+def leave_now(code: int) -> NoReturn:
+  """Ends this process without waiting for its threads, or for other processes."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+class Left:
+  """Threads that may stay behind when the process ends, because nothing can end them.
+
+  Attributes:
+    any: whether there are some.
+    with_others: whether other processes come to the same end; then they are waited for.
+  """
+
+  any = with_others = False
+
+  @classmethod
+  def behind(cls, *, with_others: bool) -> None:
+    """Notes some."""
+    cls.any, cls.with_others = True, cls.with_others or with_others
 
 
 @contextlib.contextmanager

@@ -134,6 +134,24 @@ def test_a_damaged_newest_is_named_set_aside_and_passed_over(tmp_path, caplog, h
   assert saved.steps() == [1, 2]
 
 
+@pytest.mark.parametrize(
+  "said", ["PERMISSION_DENIED: Error opening", "RESOURCE_EXHAUSTED"]
+)
+def test_what_is_no_damage_moves_nothing(tmp_path, monkeypatch, said):
+  """As TensorStore says it, whose errors are no OSErrors."""
+  save_steps(tmp_path, [1, 2]).close()
+  saved = open_at(tmp_path)
+
+  def refused(*_):
+    raise ValueError(f"{said} of a file")
+
+  monkeypatch.setattr(saved, "_restore", refused)
+  with pytest.raises((PermissionError, ValueError), match=said):
+    saved.restore_newest(abstract(), accept)
+  assert checkpoint.steps_of(tmp_path) == [1, 2]
+  saved.close()
+
+
 def test_torn_scores_are_set_aside_before_orbax_reads_them(tmp_path, caplog):
   scores = {step: {METRIC: 0.5} for step in (1, 2)}
   save_steps(tmp_path, [1, 2], scores).close()

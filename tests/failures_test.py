@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 
@@ -58,6 +59,20 @@ def test_a_run_survives_the_loss_of_any_of_its_processes(undisturbed, tmp_path):
   assert failures.is_alike(tmp_path, undisturbed)
 
 
+def test_an_evaluation_of_several_processes_stops_as_one(undisturbed, tmp_path):
+  workdir = tmp_path / "copy"
+  shutil.copytree(undisturbed, workdir)
+  shutil.rmtree(workdir / "results")
+  run = Run(workdir, 2, 1, "--config.mode=eval", "--config.eval.batch_size=2")
+  until = time.monotonic() + 120
+  while "Held out: 100 pictures" not in run.outputs[1].read_text():
+    assert time.monotonic() < until, run.said()
+    time.sleep(0.01)
+  run.processes[1].send_signal(signal.SIGTERM)
+  assert run.wait(60) == (EXIT_STOPPED, EXIT_STOPPED), run.said()
+  assert not list((workdir / "results").glob("*.json"))
+
+
 @pytest.mark.parametrize("who", [0, 1])
 def test_training_goes_on_while_one_process_cannot_save(undisturbed, tmp_path, who):
   """A limit on the size of files stands for a full disk, of one process alone."""
@@ -75,6 +90,9 @@ def test_training_goes_on_while_one_process_cannot_save(undisturbed, tmp_path, w
     time.sleep(0.01)
   limit(resource.RLIM_INFINITY)
   assert run.wait() == (0, 0), run.said()
+  # Orbax's threads of the saves that failed would hold both for 300 s.
+  written = (tmp_path / "report" / "index.html").stat().st_mtime
+  assert time.time() - written < 60
   assert "could not be written" in run.outputs[0].read_text()
   noted = [json.loads(line) for line in told.read_text().splitlines()]
   assert {x["process"] for x in noted} == {0, 1}  # who waited for it failed too

@@ -112,13 +112,33 @@ def test_a_run_gives_up_when_its_config_says_so(tmp_path, now):
     saving.SaveError, match=r"for 2 min .* there is none\. The reason: No space"
   ):
     s.give_up()
-  disk.saved.append(3)
+  disk.saved.append(6)  # as Orbax counts what is under way
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   with pytest.raises(saving.SaveError, match="the last good one is of step 3"):
     s.give_up()
   s = saver(Disk(), tmp_path, [], minutes=0)
   s.save(STATE, 5, {})
   s.look()
   assert s.hopeless
+
+
+def test_what_a_full_disk_does_not_take_is_noted_when_there_is_room(
+  tmp_path, now, monkeypatch
+):
+  s = saver(disk := Disk(), tmp_path, [])
+  with monkeypatch.context() as patch:
+
+    def full(*_, **__):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(saving.pathlib.Path, "open", full)
+    s.save(STATE, 5, {})
+    s.look()
+  assert not (tmp_path / saving.FILE).exists()
+  disk.full = False
+  s.save(STATE, 6, {})
+  s.look()
+  assert [x["step"] for x in failures(tmp_path)] == [5]
 
 
 def test_the_last_save_is_tried_until_it_works_or_may_fail_no_more(tmp_path, now):

@@ -160,7 +160,8 @@ def test_one_that_is_no_workdir_hides_no_other(workdir, capsys):
     ("checkpoints/007", ""),
     ("save_failures.jsonl", '{"step": "x"}\n'),
     ("error.log/file", ""),
-    ("metrics.jsonl", '{"step_seconds": 0.5}\n{"step": 1, "time": 1, "step_seconds": "x"}\n'),
+    ("metrics.jsonl", '{"step_seconds": 0.5}\n{"step": 1}\n'),
+    ("metrics.jsonl", '{"step": 1, "time": 1, "step_seconds": "x"}\n'),
     ("metrics.jsonl", '{"step": 1, "time": 1, "step_seconds": NaN}\n'),
   ],
 )  # fmt: skip

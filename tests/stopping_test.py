@@ -24,6 +24,17 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(number, caps
   assert f"{number.name} came when nothing was left to save" in capsys.readouterr().err
 
 
+def test_with_other_processes_it_waits_for_none_of_them(monkeypatch):
+  """They may wait for this one, within the runtime's own end."""
+  codes = []
+  monkeypatch.setattr(stopping.os, "_exit", codes.append)
+  monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+  stopping.leave_when_told()
+  with pytest.raises(SystemExit):  # the stand-in comes back
+    signal.raise_signal(signal.SIGTERM)
+  assert codes == [stopping.EXIT_STOPPED]
+
+
 def test_asking_for_a_profile_ends_nothing():
   stopping.leave_when_told()
   signal.raise_signal(signal.SIGUSR2)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import threading
 import time
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from rankclip_jax import (
   checkpoint,
+  compiling,
   config,
   evaluate,
   loop,
@@ -23,6 +25,7 @@ from rankclip_jax import (
   train,
   utilisation,
 )
+from rankclip_jax.stopping import Left
 
 TINY = config.Config(
   data=config.DataConfig(batch_size=64),
@@ -95,8 +98,8 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, monkeypatc
   )
   compile_ahead = loop.compile_ahead
 
-  def breaking(p, rows):
-    compiled = compile_ahead(p, rows)
+  def breaking(p, rows, told):
+    compiled = compile_ahead(p, rows, told)
 
     spoil = jax.jit(lambda loss, step: jnp.where(step == 3, jnp.nan, loss))
 
@@ -274,6 +277,19 @@ def test_a_stop_at_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path, mon
   assert not evaluated(workdir)
   assert train.run(cfg, workdir)
   assert evaluated(workdir) == expected
+
+
+def test_a_stop_while_it_compiles_leaves_at_once_and_nothing_to_save(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(Left, "any", False)
+  begun = threading.Event()
+  monkeypatch.setattr(compiling, "_compiled", lambda *_: begun.set() or time.sleep(20))
+  monkeypatch.setattr(loop, "StopSignal", lambda: Told(begun.is_set))
+  assert not train.run(TINY, tmp_path)
+  assert Left.any  # the launcher does not wait for the compiler
+  assert not Left.with_others
+  assert not checkpoint.steps_of(tmp_path)
 
 
 def test_a_start_that_hangs_says_where(tmp_path, monkeypatch, caplog):

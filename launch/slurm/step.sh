@@ -14,6 +14,7 @@ step() {
   local code=0
   # srun no longer inherits the job's number of CPUs (Slurm 22.05).
   run srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" || code=$?
+  [[ ! $DRY_RUN ]] || printf '# after exit codes 75, 134 and 137: scontrol requeue\n'
   if ((code == 75)) || { ((code == 134 || code == 137)) && ((${SLURM_RESTART_COUNT:-0} < 20)); }; then
     scontrol requeue "$SLURM_JOB_ID"
   fi

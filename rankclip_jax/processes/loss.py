@@ -6,12 +6,12 @@ code 134) once heartbeats have been missed for `distributed.heartbeat_seconds`.
 """
 
 import logging
-import os
 import re
-import sys
 from typing import NoReturn
 
 import jax
+
+from rankclip_jax.stopping import leave_now
 
 # What Gloo, NCCL, and JAX's own services say when they no longer reach another process.
 # They begin with a status, as all errors of XLA do, and are not of memory or of a bug.
@@ -45,6 +45,4 @@ def leave(error: BaseException, code: int) -> NoReturn:
     " ".join(str(error).split())[:300],
     jax.process_index(),
   )
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+  leave_now(code)

@@ -40,14 +40,17 @@ def _make(workdir: pathlib.Path, shared: pathlib.Path | None) -> None:
   """Writes a file of its own, which goes, or the one for all."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    trial = shared or workdir / f".writable.{jax.process_index()}"
-    trial.write_text("")
-    if not shared:
-      trial.unlink()
+    trial = workdir / f".writable.{jax.process_index()}"
+    try:
+      trial.write_bytes(bytes(2**16))  # a full disk takes empty files
+    finally:
+      trial.unlink(missing_ok=True)
+    if shared:
+      shared.touch()
   except OSError as error:
     raise ValueError(
-      f"--workdir={workdir} cannot be written to{_here()} ({error.strerror}); choose a "
-      "folder of yours."
+      f"--workdir={workdir} cannot be written to{_here()} ({error.strerror}); make room, "
+      "or choose a folder of yours."
     ) from error
 
 

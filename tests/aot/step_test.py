@@ -22,6 +22,7 @@ BFLOAT16, FLOAT32 = 2, 4  # bytes
 PLANNED = {
   "h100-8-ViT-B-32-4096": 36.35,
   "h100-8-ViT-B-16-4096-dots": 27.52,
+  "h100-8-ViT-L-14-4096-full-fsdp8": 18.69,
   "h100-8-RN50-2048": 25.47,
   "tpu_v5e-256-ViT-B-32-4096-dots": 2.50,
   "tpu_v4-64-ViT-B-32-4096-dots-fsdp8": 1.40,
@@ -61,7 +62,7 @@ def test_nothing_travels_but_what_has_to(facts, case):
 @by_name
 def test_embeddings_travel_once(facts, case):
   """Both towers' in training, and their gradient; one tower's in evaluation."""
-  dim = 1024 if case.model == "RN50" else 512
+  dim = {"RN50": 1024, "ViT-L-14": 768}.get(case.model, 512)
   towers = 2 if trains(case) else 1
   size = towers * case.batch * dim * FLOAT32
   # A ring's share; TPUs may make an all-reduce of it, which is twice as much.

@@ -7,6 +7,7 @@ written down here; the Job inside is checked as Kubernetes checks a Job.
 import json
 import pathlib
 import re
+import shutil
 
 import jsonschema
 import kubernetes_validate
@@ -207,10 +208,22 @@ def test_a_template_with_an_unknown_name_is_an_error(shell, tmp_path):
   text = (ROOT / "launch" / "gke.sh").read_text(encoding="utf-8")
   (tmp_path / "launch" / "gke").mkdir(parents=True)
   (tmp_path / "launch" / "gke.sh").write_text(text, encoding="utf-8")
-  dry = (ROOT / "launch" / "dry_run.sh").read_text(encoding="utf-8")
-  (tmp_path / "launch" / "dry_run.sh").write_text(dry, encoding="utf-8")
+  for name in ("dry_run.sh", "values.sh"):
+    shutil.copy(ROOT / "launch" / name, tmp_path / "launch" / name)
   (tmp_path / "launch" / "gke" / "one.yaml").write_text("name: $NAMES", encoding="utf-8")
   result = shell.run(["bash", str(tmp_path / "launch" / "gke.sh"), "merge"], **GKE)
   assert result.returncode != 0
   assert "NAMES" in result.stderr
   assert shell.calls() == []
+
+
+@pytest.mark.parametrize("action, environment", EVERY)
+def test_pods_get_the_variables_that_are_named(shell, action, environment):
+  mine = {"PASS": "NCCL_DEBUG", "NCCL_DEBUG": 'in "quotes": $HOME'}
+  for manifest in manifests(shell, action, **environment, **mine):
+    pod = (
+      manifest["spec"].get("template")
+      or (manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"])
+    )
+    (container,) = pod["spec"]["containers"]
+    assert {"name": "NCCL_DEBUG", "value": mine["NCCL_DEBUG"]} in container["env"]

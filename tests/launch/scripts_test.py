@@ -266,3 +266,88 @@ def test_hadolint_has_nothing_to_say():
     [_tool("hadolint"), LAUNCH / "Dockerfile"], capture_output=True, text=True
   )
   assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+  "script, action, environment, told",
+  [
+    ("gpu_node.sh", "evaluate", {"GPUS": "0"}, "GPUS must be a number from 1 on"),
+    ("gpu_node.sh", "train", {"IMAGE": "a b"}, "IMAGE must be"),
+    ("slurm.sh", "evaluate", {"SHARDS": "abc"}, "SHARDS must be"),
+    ("slurm.sh", "train", {"NODES": "two"}, "NODES must be"),
+    ("tpu_vm.sh", "run", TPU | {"SHARDS": "0"}, "SHARDS must be"),
+    ("tpu_vm.sh", "install", TPU | {"MOUNT": "/my shared"}, "MOUNT must be"),
+    ("tpu_vm.sh", "install", TPU | {"NFS": "host:/a; rm"}, "NFS must be"),
+    ("gke.sh", "merge", GKE | {"NAME": "My Run"}, "NAME must be"),
+    ("gke.sh", "merge", GKE | {"NAME": "1234"}, "NAME must be"),
+    ("gke.sh", "merge", GKE | {"PASS": "NOT_SET"}, "PASS names the variable NOT_SET"),
+  ],
+)
+def test_odd_values_are_refused_before_anything_is_done(
+  shell, script, action, environment, told
+):
+  result = shell.run([f"launch/{script}", action, *FLAGS], **environment)
+  assert (result.returncode, told in result.stderr) == (2, True), result.stderr
+  assert shell.calls() == []
+
+
+@pytest.mark.parametrize(
+  "script, action, environment",
+  [
+    ("gpu_node.sh", "train", {"IMAGE": "rankclip:gpu"}),
+    ("tpu_vm.sh", "run", TPU),
+    ("gke.sh", "train", GKE | {"ACCELERATOR": "tpu"}),
+  ],
+)
+def test_a_workdir_that_a_container_would_lose_is_refused(
+  shell, script, action, environment
+):
+  command = [f"launch/{script}", action, "--config=c.py", "--workdir=runs/x"]
+  result = shell.run(command, **environment)
+  assert (result.returncode, "below MOUNT=/shared" in result.stderr) == (2, True)
+  assert shell.calls() == []
+
+
+@pytest.mark.parametrize(
+  "script, action, environment",
+  [
+    ("gpu_node.sh", "train", {"IMAGE": "rankclip:gpu"}),
+    ("tpu_vm.sh", "run", TPU),
+    ("gke.sh", "train", GKE | {"ACCELERATOR": "tpu"} | XPK),
+  ],
+)
+def test_containers_get_the_variables_that_are_named(shell, script, action, environment):
+  mine = {"PASS": "NCCL_DEBUG OTHER", "NCCL_DEBUG": "INFO", "OTHER": "a b"}
+  result = shell.run([f"launch/{script}", action, *FLAGS], **environment, **mine)
+  assert result.returncode == 0, result.stderr
+  called = " ".join(shell.calls()[0])
+  assert "--env=NCCL_DEBUG=INFO" in called
+  assert "OTHER=a b" in called
+
+
+def test_resume_starts_a_slice_that_has_no_container(shell):
+  """One that was itself cut off leaves such a slice."""
+  shell.run(["launch/tpu_vm.sh", "resume", *FLAGS], STATE="ACTIVE", **TPU)
+  command = shell.calls()[-1][-1].removeprefix("--command=")
+  docker = shell.directory / "sudo"
+  docker.write_text(
+    docker.read_text().replace(
+      "case ", 'case "$*" in *inspect*) exit 1 ;; esac\ncase ', 1
+    )
+  )
+  assert shell.run(command).returncode == 0
+  done = [call[1:3] for call in shell.calls()]
+  assert ["docker", "pull"] in done
+  assert done[-1] == ["docker", "run"]
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "one_gpu.sbatch"])
+def test_dry_runs_of_a_job_can_be_pasted(shell, name):
+  dry = shell.run(["bash", f"launch/slurm/{name}", "--dry-run", *FLAGS])
+  assert dry.returncode == 0, dry.stderr
+  assert shell.calls() == []
+  pasted = 'echo "$ACCELERATOR"'
+  assert shell.run(f"{dry.stdout}\n{pasted}").stdout.strip() == "gpu"
+  (call,) = shell.calls()
+  assert call[0] == "srun"
+  assert call[-len(FLAGS) :] == FLAGS
