@@ -61,11 +61,12 @@ def test_a_run_survives_the_loss_of_any_of_its_processes(undisturbed, tmp_path):
 
 def test_an_evaluation_of_several_processes_stops_as_one(undisturbed, tmp_path):
   workdir = tmp_path / "copy"
-  shutil.copytree(undisturbed, workdir)
+  shutil.copytree(undisturbed, workdir, ignore=shutil.ignore_patterns("output.*"))
   shutil.rmtree(workdir / "results")
   run = Run(workdir, 2, 1, "--config.mode=eval", "--config.eval.batch_size=2")
   until = time.monotonic() + 120
   while "Held out: 100 pictures" not in run.outputs[1].read_text():
+    assert run.processes[1].poll() is None, run.said()
     assert time.monotonic() < until, run.said()
     time.sleep(0.01)
   run.processes[1].send_signal(signal.SIGTERM)

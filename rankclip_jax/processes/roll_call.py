@@ -98,7 +98,7 @@ class _Roll:
     self._server, self._own, self._stack = server, own, stack
     self.there: dict[int, Present] = {0: own}
     self._connections: dict[int, socket.socket] = {}
-    self._untold: list[IO[str]] = []
+    self._untold: list[socket.socket] = []
 
   def receive(self, until: float) -> str | None:
     """Waits for one more; returns what is wrong with it, or None if none came."""
@@ -108,12 +108,13 @@ class _Roll:
     except TimeoutError:
       return None
     self._stack.enter_context(connection)
-    file = self._stack.enter_context(connection.makefile("rw", encoding="utf-8"))
+    file = self._stack.enter_context(connection.makefile(encoding="utf-8"))
     other = _hello(connection, file)
     if other is None:
       return ""
+    _say(connection, [_GREETING])  # it has reached us, and may wait
     self.missing()  # one that was started again may have left its place
-    self._untold.append(file)
+    self._untold.append(connection)
     problem = _misfit(other, self._own, self.there)
     if not problem:
       self.there[other.index] = other
@@ -129,11 +130,14 @@ class _Roll:
 
   def tell(self, problem: str) -> None:
     """Answers all that wait for it, whatever is wrong with them."""
-    for file in self._untold:
-      with contextlib.suppress(OSError):  # whoever left has its own reasons
-        file.write(json.dumps([_GREETING, problem]) + "\n")
-        file.flush()
+    for connection in self._untold:
+      _say(connection, [_GREETING, problem])
     self._untold.clear()
+
+
+def _say(connection: socket.socket, words: Sequence[str]) -> None:
+  with contextlib.suppress(OSError):  # whoever left has its own reasons
+    connection.sendall(json.dumps(words).encode() + b"\n")
 
 
 def _call(port: int, own: Present, address: str, timeout: float, judge: Judge) -> str:
@@ -224,9 +228,16 @@ def _answer_from(host: str, port: int, own: Present, timeout: float, until: floa
         hello = [_GREETING, own.index, own.count, own.host, own.pid, own.facts]
         file.write(json.dumps(hello) + "\n")
         file.flush()
-        # Process 0 may have begun to wait later than this one.
-        connection.settimeout(timeout + 2 * _SECONDS_FOR_A_HELLO)
-        answer = file.readline(_MOST_BYTES)
+        # Process 0 may look at something slow first.
+        connection.settimeout(3 * _SECONDS_FOR_A_HELLO)
+        try:
+          answer = file.readline(_MOST_BYTES)
+        except TimeoutError:
+          return _stranger(host, port)
+        if answer.strip() == json.dumps([_GREETING]):
+          # It may have begun to wait later than this one.
+          connection.settimeout(timeout + 2 * _SECONDS_FOR_A_HELLO)
+          answer = file.readline(_MOST_BYTES)
     except TimeoutError:
       reason = "no answer"
     except OSError as error:
@@ -249,6 +260,10 @@ def _parsed(answer: str, host: str, port: int) -> str:
     greeting, problem = json.loads(answer)
     if greeting == _GREETING:
       return str(problem)
+  return _stranger(host, port)
+
+
+def _stranger(host: str, port: int) -> str:
   return (
     f"Something else than process 0 of this run answers at {host}:{port}, perhaps "
     "another run; choose another port by --config.distributed.coordinator=HOST:PORT, or "

@@ -155,6 +155,14 @@ def test_something_else_at_the_address_is_named():
   assert told.startswith("Something else than process 0 of this run answers at 127.")
 
 
+def test_a_silent_stranger_at_the_address_is_named_soon():
+  with socket.create_server(("127.0.0.1", 0)) as server:  # nobody accepts
+    began = time.monotonic()
+    (told,) = meet((1, 2), port=server.getsockname()[1], timeout=60.0)
+    assert time.monotonic() - began < 20
+  assert told.startswith("Something else than process 0 of this run answers at 127.")
+
+
 @pytest.mark.parametrize("address", ["", "host", "host:", "host:x", "host:99999", ":80"])
 def test_an_address_that_is_none(address):
   with pytest.raises(ValueError, match="must be HOST:PORT of process 0, got"):
