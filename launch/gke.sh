@@ -14,7 +14,7 @@
 # gpu: GPU_ACCELERATOR (nvidia-h100-80gb), GPUS of a node (8), NODES (2).
 # tpu: TPU_ACCELERATOR (tpu-v5-lite-podslice), TPU_TOPOLOGY (4x4), HOSTS (4), CHIPS of a host
 # (4); follow and evaluate run on slices of one host, of ONE_HOST_TOPOLOGY (2x2).
-# PASS: names of variables that the pods get too, such as "XLA_FLAGS NCCL_DEBUG".
+# PASS_ENV: names of variables that the pods get too, such as "XLA_FLAGS NCCL_DEBUG".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh
@@ -38,7 +38,7 @@ esac
 PASSED=$(python3 -c '
 import json, sys
 for name, value in (word.split("=", 1) for word in sys.argv[1:]):
-  print(f", {{name: {name}, value: {json.dumps(value)}}}", end="")' "${passed[@]}")
+  print(f", {{name: {name}, value: {json.dumps(value, ensure_ascii=False)}}}", end="")' "${passed[@]}")
 export PASSED
 export GPU_ACCELERATOR=${GPU_ACCELERATOR:-nvidia-h100-80gb} GPUS=${GPUS:-8} NODES=${NODES:-2}
 export TPU_ACCELERATOR=${TPU_ACCELERATOR:-tpu-v5-lite-podslice} TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4}

@@ -7,7 +7,7 @@
 #
 # CUDA_VISIBLE_DEVICES: the GPUs of train and follow (all). GPUS: evaluate uses 0 to GPUS - 1
 # (8). IMAGE: a Docker image to run in; MOUNT: the folder of data and workdirs that it sees
-# under the same path (/shared); PASS: names of variables that it gets, "XLA_FLAGS NCCL_DEBUG".
+# under the same path (/shared); PASS_ENV: names of variables that it gets, "XLA_FLAGS NCCL_DEBUG".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/dry_run.sh

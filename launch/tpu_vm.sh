@@ -16,7 +16,7 @@
 #
 # TPU_NAME, ZONE, PROJECT (gcloud's), ACCELERATOR_TYPE, RUNTIME_VERSION, SPOT=1, IMAGE, NFS
 # (host:/share), MOUNT (/shared). With SHARDS=n every action is for n slices of one host
-# each, TPU_NAME-0 and so on, and run gives each a shard of an evaluation. PASS: names of
+# each, TPU_NAME-0 and so on, and run gives each a shard of an evaluation. PASS_ENV: names of
 # variables that containers get too, such as "LIBTPU_INIT_ARGS WANDB_API_KEY".
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,10 +1,13 @@
 # shellcheck shell=bash
 # Sourced by scripts that are told much by variables: what these may be, and `passed`, those
-# that PASS names, each as NAME=VALUE, for containers, which inherit none.
+# that PASS_ENV names, each as NAME=VALUE, for containers, which inherit none.
 
 passed=()
-for _name in ${PASS:-}; do
-  [[ -v $_name ]] || refuse "PASS names the variable $_name, which is not set."
+for _name in ${PASS_ENV:-}; do
+  [[ $_name =~ ^[A-Za-z_][A-Za-z0-9_]*$ && -v $_name ]] ||
+    refuse "PASS_ENV must be names of variables that are set; one of its words is none."
+  [[ ! $_name =~ ^(ACCELERATOR|JAX_PLATFORMS|CUDA_VISIBLE_DEVICES|PROCESS_ID)$ ]] ||
+    refuse "PASS_ENV names $_name, which this script sets itself."
   passed+=("$_name=${!_name}")
 done
 
@@ -24,10 +27,11 @@ expect IMAGE '[A-Za-z0-9._/:@-]+' "the name of a Docker image"
 
 # `inside FOLDER FLAGS...`: what a container writes elsewhere is gone with it.
 inside() {
-  local folder=$1 flag
+  local folder=${1%/} flag
   shift
   for flag in "$@"; do
-    [[ $flag != --workdir=* || $flag == --workdir="$folder"/* ]] ||
+    [[ ! $flag =~ ^--?workdir$ ]] || refuse "write --workdir=FOLDER in one word."
+    [[ ! $flag =~ ^--?workdir= ]] || [[ ${flag#*=} == "$folder"/* && ${flag#*=} != */../* ]] ||
       refuse "$flag must lie below MOUNT=$folder: what a container writes elsewhere is gone with it."
   done
 }

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pathlib
 import sys
 import traceback
@@ -19,13 +18,14 @@ from rankclip_jax import (
   export,
   lock,
   processes,
+  saving,
   search,
   suite,
   train,
 )
 from rankclip_jax.config import Config
 from rankclip_jax.evals import results
-from rankclip_jax.stopping import EXIT_STOPPED, Left, Stopped, leave_now
+from rankclip_jax.stopping import EXIT_STOPPED, Left, Stopped, leave_now, leave_others
 from rankclip_jax.together import by_first, of_first
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,12 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
     if processes.is_loss(error):
       processes.leave(error, EXIT_STOPPED)
     if Left.any:
-      print(f"Error: {error}", file=sys.stderr)
-      _end(1)
+      with contextlib.suppress(OSError):
+        told = isinstance(error, ValueError | OSError)
+        print(f"Error: {error}" if told else traceback.format_exc(), file=sys.stderr)
+      if isinstance(error, saving.SaveError):
+        _end(1)  # as all others do
+      leave_now(1)
     raise
   if Left.any:
     _end(code)
@@ -87,9 +91,10 @@ def run(cfg: Config, workdir: pathlib.Path) -> int:
 
 def _end(code: int) -> NoReturn:
   """Without the threads that would hold this process."""
-  if Left.with_others and jax.distributed.is_initialized():
-    with contextlib.suppress(RuntimeError):
-      jax.distributed.shutdown()
+  if not Left.with_others:
+    leave_others(code)
+  with contextlib.suppress(RuntimeError):
+    jax.distributed.shutdown()
   leave_now(code)
 
 
@@ -146,9 +151,7 @@ def _is_anothers(cfg: Config, workdir: pathlib.Path) -> bool:
   """Whether a training lives there that this one, which failed early, is no part of."""
   if cfg.mode != "train" or jax.distributed.is_initialized():
     return False
-  owner = lock.owner(workdir / lock.TRAINING)
-  ours = owner is None or owner.pid == os.getpid()
-  return not ours and lock.is_alive(workdir / lock.TRAINING)
+  return lock.is_alive(workdir / lock.TRAINING)  # its own this one has given back
 
 
 def _errors_file() -> str:

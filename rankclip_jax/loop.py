@@ -155,7 +155,7 @@ class Loop:
             "Stopped by a signal while the step was compiled, with nothing new to save; "
             "the same command goes on."
           )
-          # Other processes compile, and wait for nobody yet.
+          # Other processes, if there are any, hear their own signals, or lose this one.
           Left.behind(with_others=False)
           return False
         self._watchdog.doing(f"step {step + 1}")

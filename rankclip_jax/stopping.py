@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ EXIT_STOPPED = 75
 
 # Slurm's --signal sends whichever the user names; SIGUSR1 is the usual one.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_place: int | None = None  # of this process among several
+_patience = 0.0  # of process 0, in seconds
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +44,41 @@ def leave_when_told() -> None:
 def _leave(number, frame) -> None:
   del frame
   name = signal.Signals(number).name
-  print(f"{name} came when nothing was left to save.", file=sys.stderr, flush=True)
-  # With other processes an orderly end would wait for them, and they for this one.
-  jax: Any = sys.modules.get("jax")
-  if getattr(jax, "distributed", None) and jax.distributed.is_initialized():
-    leave_now(EXIT_STOPPED)
+  with contextlib.suppress(OSError):  # of a full disk, which must not change the code
+    print(f"{name} came when nothing was left to save.", file=sys.stderr, flush=True)
+  if _place is not None:
+    leave_others(EXIT_STOPPED)
   sys.exit(EXIT_STOPPED)
+
+
+def joined(index: int, patience: float) -> None:
+  """Notes that this process is one of several from now on.
+
+  Args:
+    index: its place among them.
+    patience: seconds that process 0 leaves later than it is told, see `leave_others`.
+  """
+  global _place, _patience
+  _place, _patience = index, patience
+
+
+def leave_others(code: int) -> NoReturn:
+  """`leave_now`, where other processes may be told to leave a little later.
+
+  An orderly end would wait for them, and they for this one. JAX's coordination service is
+  process 0's, and without it the others are ended with 134: it stays until they have
+  heard their own signals.
+  """
+  if _place == 0:
+    time.sleep(_patience)
+  leave_now(code)
 
 
 def leave_now(code: int) -> NoReturn:
   """Ends this process without waiting for its threads, or for other processes."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):  # a full disk, a closed one
+      stream.flush()
   os._exit(code)
 
 

@@ -73,7 +73,7 @@ ALLOWED = {
   "studies": {"config", "evals", "report", "stopping", "studies"},
   "launcher": {
     "attention", "checkpoint", "config", "evals", "evaluate", "export", "lock",
-    "processes", "report", "search", "stopping", "suite", "together", "train",
+    "processes", "saving", "report", "search", "stopping", "suite", "together", "train",
   },
 }  # fmt: skip
 # Libraries that a room must do without.

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -24,15 +25,34 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(number, caps
   assert f"{number.name} came when nothing was left to save" in capsys.readouterr().err
 
 
-def test_with_other_processes_it_waits_for_none_of_them(monkeypatch):
-  """They may wait for this one, within the runtime's own end."""
-  codes = []
+@pytest.mark.parametrize("place, waits", [(1, []), (0, [2.5])])
+def test_with_other_processes_it_waits_for_no_orderly_end(monkeypatch, place, waits):
+  """Process 0 gives the others time, who would be aborted without it."""
+  codes, slept = [], []
   monkeypatch.setattr(stopping.os, "_exit", codes.append)
-  monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+  monkeypatch.setattr(stopping.time, "sleep", slept.append)
+  monkeypatch.setattr(stopping, "_place", None)
+  stopping.joined(place, patience=2.5)
   stopping.leave_when_told()
   with pytest.raises(SystemExit):  # the stand-in comes back
     signal.raise_signal(signal.SIGTERM)
-  assert codes == [stopping.EXIT_STOPPED]
+  assert (codes, slept) == ([stopping.EXIT_STOPPED], waits)
+
+
+def test_a_full_disk_does_not_change_the_code():
+  program = (
+    "import signal, sys; from rankclip_jax import stopping; sys.stdout.write('x'); "
+    "stopping.joined(1, 0.0); stopping.leave_when_told(); "
+    "signal.raise_signal(signal.SIGTERM)"
+  )
+  with open("/dev/full", "w") as full:
+    ended = subprocess.run(
+      [sys.executable, "-c", program],
+      stdout=full,
+      stderr=full,
+      env={**os.environ, "PYTHONUNBUFFERED": ""},  # it is full when it is flushed
+    )
+  assert ended.returncode == stopping.EXIT_STOPPED
 
 
 def test_asking_for_a_profile_ends_nothing():

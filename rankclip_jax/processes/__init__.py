@@ -54,6 +54,8 @@ def join(cfg: Config) -> None:
         heartbeat_timeout_seconds=cfg.distributed.heartbeat_seconds,
         shutdown_timeout_seconds=cfg.distributed.heartbeat_seconds,
       )
+    # Well before heartbeats tell it that those who left are gone.
+    stopping.joined(place.index, patience=cfg.distributed.heartbeat_seconds / 10)
     _open_devices()
   except RuntimeError as error:
     raise ValueError(

@@ -220,7 +220,7 @@ def _has_left(connection: socket.socket) -> bool:
 
 def _answer_from(host: str, port: int, own: Present, timeout: float, until: float) -> str:
   """Another process: what process 0 says of all."""
-  reason = "not tried"
+  reason, silent = "not tried", False
   while time.monotonic() < until:
     try:
       with socket.create_connection((host, port), timeout=5.0) as connection:
@@ -233,7 +233,10 @@ def _answer_from(host: str, port: int, own: Present, timeout: float, until: floa
         try:
           answer = file.readline(_MOST_BYTES)
         except TimeoutError:
-          return _stranger(host, port)
+          if silent:
+            return _stranger(host, port)
+          silent = True  # once may be for what came before this one
+          raise
         if answer.strip() == json.dumps([_GREETING]):
           # It may have begun to wait later than this one.
           connection.settimeout(timeout + 2 * _SECONDS_FOR_A_HELLO)

@@ -219,7 +219,7 @@ def test_a_template_with_an_unknown_name_is_an_error(shell, tmp_path):
 
 @pytest.mark.parametrize("action, environment", EVERY)
 def test_pods_get_the_variables_that_are_named(shell, action, environment):
-  mine = {"PASS": "NCCL_DEBUG", "NCCL_DEBUG": 'in "quotes": $HOME'}
+  mine = {"PASS_ENV": "NCCL_DEBUG", "NCCL_DEBUG": 'in "quotes": $HOME 😀'}
   for manifest in manifests(shell, action, **environment, **mine):
     pod = (
       manifest["spec"].get("template")

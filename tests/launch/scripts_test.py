@@ -280,7 +280,13 @@ def test_hadolint_has_nothing_to_say():
     ("tpu_vm.sh", "install", TPU | {"NFS": "host:/a; rm"}, "NFS must be"),
     ("gke.sh", "merge", GKE | {"NAME": "My Run"}, "NAME must be"),
     ("gke.sh", "merge", GKE | {"NAME": "1234"}, "NAME must be"),
-    ("gke.sh", "merge", GKE | {"PASS": "NOT_SET"}, "PASS names the variable NOT_SET"),
+    ("gke.sh", "merge", GKE | {"PASS_ENV": "NOT_SET"}, "PASS_ENV must be"),
+    (
+      "gke.sh",
+      "merge",
+      GKE | {"PASS_ENV": "PROCESS_ID", "PROCESS_ID": "1"},
+      "sets itself",
+    ),
   ],
 )
 def test_odd_values_are_refused_before_anything_is_done(
@@ -302,10 +308,15 @@ def test_odd_values_are_refused_before_anything_is_done(
 def test_a_workdir_that_a_container_would_lose_is_refused(
   shell, script, action, environment
 ):
-  command = [f"launch/{script}", action, "--config=c.py", "--workdir=runs/x"]
-  result = shell.run(command, **environment)
-  assert (result.returncode, "below MOUNT=/shared" in result.stderr) == (2, True)
+  command = [f"launch/{script}", action, "--config=c.py"]
+  for workdir in ("runs/x", "/tmp/x", "/shared/../x"):
+    result = shell.run([*command, f"--workdir={workdir}"], **environment)
+    assert (result.returncode, "below MOUNT=/shared" in result.stderr) == (2, True)
+  result = shell.run([*command, "--workdir", "/shared/x"], **environment)
+  assert (result.returncode, "in one word" in result.stderr) == (2, True)
   assert shell.calls() == []
+  environment = environment | {"MOUNT": "/shared/"}
+  assert shell.run([*command, "--workdir=/shared/x"], **environment).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -317,7 +328,7 @@ def test_a_workdir_that_a_container_would_lose_is_refused(
   ],
 )
 def test_containers_get_the_variables_that_are_named(shell, script, action, environment):
-  mine = {"PASS": "NCCL_DEBUG OTHER", "NCCL_DEBUG": "INFO", "OTHER": "a b"}
+  mine = {"PASS_ENV": "NCCL_DEBUG OTHER", "NCCL_DEBUG": "INFO", "OTHER": "a b"}
   result = shell.run([f"launch/{script}", action, *FLAGS], **environment, **mine)
   assert result.returncode == 0, result.stderr
   called = " ".join(shell.calls()[0])
