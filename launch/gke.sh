@@ -34,23 +34,20 @@ case $action in train | follow | evaluate | merge)
   [[ ${XPK:-} && $action == train ]] || inside "$MOUNT" "$@"
   ;;
 esac
-# More of a list of YAML, each of `passed`.
-PASSED=$(python3 -c '
-import json, sys
-for name, value in (word.split("=", 1) for word in sys.argv[1:]):
-  print(f", {{name: {name}, value: {json.dumps(value, ensure_ascii=False)}}}", end="")' "${passed[@]}")
-export PASSED
 export GPU_ACCELERATOR=${GPU_ACCELERATOR:-nvidia-h100-80gb} GPUS=${GPUS:-8} NODES=${NODES:-2}
 export TPU_ACCELERATOR=${TPU_ACCELERATOR:-tpu-v5-lite-podslice} TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4}
 export HOSTS=${HOSTS:-4} CHIPS=${CHIPS:-4}
 
-# A template with the environment's values, and FLAGS as $ARGS; an unset name is an error.
+# A template with the environment's values, FLAGS as $ARGS, and more of a list of variables
+# as $PASSED; an unset name is an error.
 apply() { # TEMPLATE FLAGS...
   local manifest
   manifest=$(python3 -c '
 import json, os, string, sys
 template = string.Template(open(sys.argv[1], encoding="utf-8").read())
-print(template.substitute(os.environ, ARGS=json.dumps(sys.argv[2:])), end="")' "$@")
+said = {name: json.dumps(os.environ[name], ensure_ascii=False) for name in os.environ.get("PASS_ENV", "").split()}
+passed = "".join(f", {{name: {name}, value: {value}}}" for name, value in said.items())
+print(template.substitute(os.environ, ARGS=json.dumps(sys.argv[2:]), PASSED=passed), end="")' "$@")
   if [[ $DRY_RUN ]]; then
     printf "kubectl create --filename - <<'EOF'\n%s\nEOF\n" "$manifest"
   else

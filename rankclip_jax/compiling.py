@@ -1,8 +1,7 @@
 """The step compiled before it is needed: what that took, and what it will take."""
 
-import contextlib
+import concurrent.futures
 import dataclasses
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -59,24 +58,20 @@ def compile_ahead(
   Raises:
     Stopped: soon after this process is told.
   """
-  ended: queue.SimpleQueue[CompiledStep | BaseException] = queue.SimpleQueue()
+  compiled: concurrent.futures.Future[CompiledStep] = concurrent.futures.Future()
 
   def work() -> None:
     try:
-      ended.put(_compiled(p, rows))
+      compiled.set_result(_compiled(p, rows))
     except BaseException as error:
-      ended.put(error)
+      compiled.set_exception(error)
 
+  # Not of a pool, whose threads Python waits for at its end.
   threading.Thread(target=work, name="compile", daemon=True).start()
-  while True:
-    with contextlib.suppress(queue.Empty):
-      result = ended.get(timeout=0.1)
-      break
+  while not concurrent.futures.wait([compiled], timeout=0.1).done:
     if told():
       raise Stopped
-  if isinstance(result, BaseException):
-    raise result
-  return result
+  return compiled.result()
 
 
 def _compiled(p: Plan, rows: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:

@@ -182,9 +182,8 @@ class Saver:
     if is_loss(error):
       raise error
     self._saved.clean_up_after_failure()
-    if (
-      jax.process_count() > 1
-    ):  # Orbax's threads wait 300 s for each other, at the end too
+    if jax.process_count() > 1:
+      # Orbax's threads wait 300 s for each other, at the end too.
       Left.behind(with_others=True)
     why, now = reason(error), time.monotonic()
     self._note(step, why)

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rankclip_jax.evals import results
+
 FILE = "wandb.json"
 
 log = logging.getLogger(__name__)
@@ -53,9 +55,8 @@ class WandbMirror:
         f"Weights & Biases did not begin the run: {' '.join(str(error).split())[:300]} "
         "(WANDB_MODE=offline needs no server, --config.log.wandb= no mirror.)"
       ) from error
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
-    replacement.replace(path)
+    with results.replacing(path) as temporary:
+      temporary.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
     numbers = {name: value for name, value in values.items() if value is not None}

@@ -64,7 +64,7 @@ ALLOWED = {
     "checkpoint", "config", "environment", "loop", "metrics", "plan", "start", "state",
     "together", "wandb_mirror", "watchdog",
   },
-  "wandb_mirror": set(),
+  "wandb_mirror": {"evals"},
   "stopping": set(),
   "suite": {
     "checkpoint", "config", "data", "evals", "inference", "interop", "lock", "metrics",
